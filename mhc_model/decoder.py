@@ -1,0 +1,236 @@
+"""The decoder: nanochat's GPT-2-like model of October 2025, plain or with mHC streams.
+
+- rotary positions, no learned ones; RMSNorm on queries and keys
+- RMSNorm without weight, also right after the token embedding
+- relu squared in the mlp, no biases anywhere, untied embedding and head
+- logits soft-capped at 15
+- with `config.mhc`: n residual streams and per-token mixing around every sublayer, steered by
+  gates that are an argument of the forward pass, one row per sequence
+
+Axes: b batch, t token, n streams, c channel, v vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from einops import rearrange, reduce, repeat
+from torch import Tensor, nn
+
+from mhc_model.cache import KVCache
+from mhc_model.config import ModelConfig
+from mhc_model.connections import HyperConnection
+from mhc_model.errors import ConfigError, EngineError, GateError
+from mhc_model.gates import allowed_gates
+from mhc_model.layers import MLP, Attention, rms_norm, rope_table
+
+
+class Layer(nn.Module):
+    """One attention and one mlp sublayer, each with its own hyper-connection if there is mHC."""
+
+    def __init__(self, config: ModelConfig, index: int) -> None:
+        super().__init__()
+        self.config = config
+        self.index = index
+        self.attention = Attention(config, index)
+        self.mlp = MLP(config)
+        if config.mhc is not None:
+            first = 2 * index
+            self.attention_connection = HyperConnection(
+                config.mhc, config.d_model, first, config.norm_eps
+            )
+            self.mlp_connection = HyperConnection(
+                config.mhc, config.d_model, first + 1, config.norm_eps
+            )
+
+
+class Decoder(nn.Module):
+    """Token ids in, logits out. See the module's docstring for the architecture."""
+
+    def __init__(self, config: ModelConfig, seed: int = 0) -> None:
+        """Builds and initialises the weights from `seed`, independently of global state."""
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+        self.layers = nn.ModuleList(Layer(config, i) for i in range(config.n_layers))
+        self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        if config.mhc is not None:
+            self.stream_embedding = nn.Parameter(torch.empty(config.mhc.n_streams, config.d_model))
+            self.gate_logits = nn.Parameter(torch.empty(config.n_gates))
+        cos, sin = rope_table(config)
+        self.register_buffer("rope_cos", cos, persistent=False)
+        self.register_buffer("rope_sin", sin, persistent=False)
+        self.init_weights(seed)
+
+    @torch.no_grad()
+    def init_weights(self, seed: int) -> None:
+        """Fills every parameter.
+
+        embedding            N(0, 1)
+        head                 zeros: the first prediction is uniform
+        o_proj, down_proj    zeros: every layer starts as the identity on the residual
+        other matrices       N(0, s), s = min(1, sqrt(fan_out / fan_in)) / sqrt(fan_in)
+        hyper-connections    `HyperConnection.reset_parameters`
+        stream_embedding     N(0, mhc.stream_embedding_std)
+        gate_logits          logit(mhc.gate_init)
+        """
+        # One generator drawn in this order: a plain and an mHC model of one seed share their
+        # embedding and matrices.
+        generator = torch.Generator().manual_seed(seed)
+        self.embedding.weight.normal_(0.0, 1.0, generator=generator)
+        self.head.weight.zero_()
+        for layer in self.layers:
+            attention, mlp = layer.attention, layer.mlp
+            for linear in (attention.q_proj, attention.k_proj, attention.v_proj, mlp.up_proj):
+                fan_out, fan_in = linear.weight.shape
+                std = min(1.0, math.sqrt(fan_out / fan_in)) / math.sqrt(fan_in)
+                linear.weight.normal_(0.0, std, generator=generator)
+            attention.o_proj.weight.zero_()
+            mlp.down_proj.weight.zero_()
+        if self.config.mhc is not None:
+            for connection in self.connections():
+                connection.reset_parameters(generator)
+            std = self.config.mhc.stream_embedding_std
+            self.stream_embedding.normal_(0.0, std, generator=generator)
+            self.gate_logits.fill_(torch.logit(torch.tensor(self.config.mhc.gate_init)).item())
+
+    def connections(self) -> list[HyperConnection]:
+        """The 2L hyper-connections in gate order; empty for a plain model."""
+        if self.config.mhc is None:
+            return []
+        return [
+            connection
+            for layer in self.layers
+            for connection in (layer.attention_connection, layer.mlp_connection)
+        ]
+
+    def learned_gates(self) -> Tensor:
+        """(2L,) float32 in (0, 1), differentiable: what `gates=None` means.
+
+        Raises:
+            GateError: for a plain model, which has no gates.
+        """
+        if self.config.mhc is None:
+            raise GateError("this model is plain (mhc: null): it has no gates")
+        return torch.sigmoid(self.gate_logits.float())
+
+    def forward(
+        self, tokens: Tensor, gates: Tensor | None = None, cache: KVCache | None = None
+    ) -> Tensor:
+        """Logits of the next token at every position.
+
+        Args:
+            tokens: (b, t) int64 token ids.
+            gates: (b, 2L) in [0, 1], one row per sequence, or None for the learned gates. The
+                range is the caller's to check (`expand_gates`): a check here would wait for the
+                device at every step.
+            cache: keys and values so far; the tokens continue its rows.
+
+        Returns:
+            (b, t, v) float32.
+
+        Raises:
+            GateError: if the shape of gates is wrong, or a plain model is given gates.
+            EngineError: if the sequence is longer than the context.
+        """
+        return self.logits(self.hidden(tokens, gates, cache))
+
+    def hidden(
+        self, tokens: Tensor, gates: Tensor | None = None, cache: KVCache | None = None
+    ) -> Tensor:
+        """The normalised output of the last layer, (b, t, c); arguments as in `forward`."""
+        b, t = tokens.shape
+        gates = self._gate_rows(gates, b)
+        rope, positions, mask = self._positions(tokens, cache)
+        x = rms_norm(self.embedding(tokens), self.config.norm_eps)
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        attend = (rope, cache, positions, mask)
+        if gates is None:
+            for layer in self.layers:
+                x = x + layer.attention(self._norm(x), *attend)
+                x = x + layer.mlp(self._norm(x))
+        else:
+            n = self.stream_embedding.shape[0]
+            x = repeat(x, "b t c -> b t n c", n=n) + self.stream_embedding.to(x.dtype)
+            for i, layer in enumerate(self.layers):
+                connection = layer.attention_connection
+                coefficients = connection(x)
+                y = layer.attention(self._norm(connection.pre(x, coefficients)), *attend)
+                x = connection.post(x, y, coefficients, gates[:, 2 * i])
+                connection = layer.mlp_connection
+                coefficients = connection(x)
+                y = layer.mlp(self._norm(connection.pre(x, coefficients)))
+                x = connection.post(x, y, coefficients, gates[:, 2 * i + 1])
+            # The mean, not the sum: at init the streams are copies, and the mean is the plain model.
+            x = reduce(x, "b t n c -> b t c", "mean")
+        if cache is not None:
+            cache.lengths += t
+        return self._norm(x)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., c) from `hidden` -> (..., v) float32 logits, soft-capped."""
+        logits = self.head(hidden).float()
+        if self.config.softcap is None:
+            return logits
+        return self.config.softcap * torch.tanh(logits / self.config.softcap)
+
+    def _norm(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self.config.norm_eps)
+
+    def _gate_rows(self, gates: Tensor | None, batch: int) -> Tensor | None:
+        if self.config.mhc is None:
+            if gates is not None:
+                raise GateError("this model is plain (mhc: null): it takes no gates")
+            return None
+        if gates is None:
+            return self.learned_gates().expand(batch, -1)
+        if gates.shape != (batch, self.config.n_gates):
+            raise GateError(
+                f"gates have shape {tuple(gates.shape)}; expected ({batch}, "
+                f"{self.config.n_gates}), one row per sequence; "
+                f"{allowed_gates(self.config.n_layers)} through expand_gates"
+            )
+        return gates.to(self.gate_logits.device)
+
+    def _positions(
+        self, tokens: Tensor, cache: KVCache | None
+    ) -> tuple[tuple[Tensor, Tensor], Tensor | None, Tensor | None]:
+        """Rotary tables (b or 1, 1, t, d / 2), positions (b, t) and mask (b, 1, t, s)."""
+        t = tokens.shape[1]
+        if cache is None:
+            if t > self.config.max_seq_len:
+                raise EngineError(
+                    f"sequence of {t} tokens exceeds the context of {self.config.max_seq_len}"
+                )
+            return (self.rope_cos[None, None, :t], self.rope_sin[None, None, :t]), None, None
+        positions = cache.positions(t)
+        attended = torch.arange(int(positions.max()) + 1)
+        mask = attended <= positions[..., None]
+        positions = positions.to(tokens.device)
+        cos = rearrange(self.rope_cos[positions], "b t d -> b 1 t d")
+        sin = rearrange(self.rope_sin[positions], "b t d -> b 1 t d")
+        return (cos, sin), positions, rearrange(mask, "b t s -> b 1 t s").to(tokens.device)
+
+    def count_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def estimate_flops(self) -> int:
+        """FLOPs per token of forward and backward at full context (PaLM, arXiv:2204.02311, B).
+
+        6 for each weight of a matrix product, 12 L c T for attention; embedding look-ups are free.
+        The streams' own mixing adds 6 (n * n + 2 n) c per sublayer.
+        """
+        config = self.config
+        matrices = sum(
+            parameter.numel()
+            for name, parameter in self.named_parameters()
+            if parameter.ndim == 2 and not name.endswith(("embedding.weight", "stream_embedding"))
+        )
+        attention = 12 * config.n_layers * config.d_model * config.max_seq_len
+        mixing = 0
+        if config.mhc is not None:
+            n = config.mhc.n_streams
+            mixing = 6 * config.n_gates * (n * n + 2 * n) * config.d_model
+        return 6 * matrices + attention + mixing

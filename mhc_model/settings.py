@@ -1,0 +1,188 @@
+"""Configuration shared by every command: strict pydantic models, YAML files, command-line overrides.
+
+A command's configuration is one YAML file in configs/ plus overrides of any field:
+
+    python -m train --config configs/demo_mhc.yaml --name X --optimizer.lr 0.01
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import tyro
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mhc_model.errors import ConfigError
+
+
+class Settings(BaseModel):
+    """Base of every configuration: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+S = TypeVar("S", bound=Settings)
+
+
+class RaySettings(Settings):
+    """Where Ray runs. Two runs can share a machine: each may have its own ports and directory."""
+
+    address: str | None = Field(
+        None,
+        description="none starts a private cluster on this machine; 'auto' joins the running one "
+        "(as does `ray job submit`); or host:port",
+    )
+    num_cpus: int | None = Field(
+        None, ge=1, description="logical CPUs of a private cluster; none counts the machine's cores"
+    )
+    temp_dir: str | None = Field(
+        None, description="absolute directory of a private cluster's sockets and logs; keep it short"
+    )
+
+    def init_arguments(self) -> dict[str, Any]:
+        """Keyword arguments of `ray.init`.
+
+        A private cluster is closed to others: token authentication, with a token of this process
+        unless the environment sets RAY_AUTH_MODE.
+        """
+        address = self.address or os.environ.get("RAY_ADDRESS")
+        if address and address != "local":
+            return {"address": address, "log_to_driver": True}
+        if "RAY_AUTH_MODE" not in os.environ:
+            os.environ["RAY_AUTH_MODE"] = "token"
+            os.environ.setdefault("RAY_AUTH_TOKEN", os.urandom(32).hex())
+        arguments: dict[str, Any] = {"address": "local", "include_dashboard": False}
+        if self.num_cpus is not None:
+            arguments["num_cpus"] = self.num_cpus
+        if self.temp_dir is not None:
+            arguments["_temp_dir"] = self.temp_dir
+        return arguments
+
+
+def validate_settings(settings: type[S], values: Any, source: str) -> S:
+    """Builds `settings` from plain values.
+
+    Raises:
+        ConfigError: naming `source`, the field, the value and what is allowed; an unknown key gets
+            the nearest known one.
+    """
+    try:
+        return settings.model_validate(values)
+    except ValidationError as error:
+        lines = [_explain(settings, detail) for detail in error.errors()]
+        raise ConfigError(f"{source}: " + "; ".join(lines)) from None
+
+
+def _explain(settings: type[BaseModel], detail: Any) -> str:
+    location = detail["loc"]
+    name = ".".join(str(part) for part in location)
+    if detail["type"] != "extra_forbidden":
+        return f"{name or 'configuration'} is {detail['input']!r}: {detail['msg']}"
+    fields = _fields_at(settings, location[:-1])
+    near = difflib.get_close_matches(str(location[-1]), fields, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"allowed: {', '.join(sorted(fields))}"
+    return f"unknown key {name!r}; {hint}"
+
+
+def _fields_at(settings: type[BaseModel], path: Sequence[Any]) -> list[str]:
+    """Names of the fields of the nested model at `path`."""
+    current: type[BaseModel] = settings
+    for part in path:
+        field = current.model_fields.get(str(part))
+        if field is None:  # a list index or the tag of a union: the model stays the same
+            continue
+        candidates = [field.annotation, *get_args(field.annotation)]
+        models = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
+        if models:
+            current = models[0]
+    return list(current.model_fields)
+
+
+def load_settings(settings: type[S], path: str | Path) -> S:
+    """Reads one YAML file.
+
+    Raises:
+        ConfigError: if the file is missing, is not YAML, or does not fit `settings`.
+    """
+    path = Path(path)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"configuration file {path} does not exist") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"configuration file {path} is not YAML: {error}") from None
+    return validate_settings(settings, {} if values is None else values, str(path))
+
+
+def dump_settings(settings: Settings, path: str | Path) -> None:
+    """Writes the resolved configuration as YAML, to a temporary name first."""
+    path = Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(to_yaml(settings), encoding="utf-8")
+    temporary.replace(path)
+
+
+def to_yaml(settings: Settings) -> str:
+    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def parse_command_line(
+    settings: type[S], prog: str, description: str, argv: Sequence[str] | None = None
+) -> S:
+    """The configuration of a command: `--config FILE` gives the defaults, flags override fields.
+
+    `--dry-run` prints the resolved configuration and exits.
+
+    Raises:
+        ConfigError: if the file or the resulting configuration is invalid.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    path = _take_value(arguments, "--config")
+    dry_run = "--dry-run" in arguments
+    if dry_run:
+        arguments.remove("--dry-run")
+    default = None if path is None else load_settings(settings, path)
+    try:
+        resolved = tyro.cli(
+            settings,
+            prog=prog,
+            description=description
+            + "\n\n--config FILE reads the defaults from a YAML file; --dry-run prints the resolved "
+            "configuration and exits.",
+            args=arguments,
+            **({} if default is None else {"default": default}),
+            config=(tyro.conf.AvoidSubcommands,),
+        )
+    except ValidationError as error:
+        lines = [_explain(settings, detail) for detail in error.errors()]
+        raise ConfigError(f"{prog}: " + "; ".join(lines)) from None
+    if dry_run:
+        print(to_yaml(resolved), end="")
+        raise SystemExit(0)
+    return resolved
+
+
+def _take_value(arguments: list[str], flag: str) -> str | None:
+    """Removes `flag VALUE` or `flag=VALUE` from the arguments; the last one wins."""
+    value, rest, position = None, [], 0
+    while position < len(arguments):
+        argument = arguments[position]
+        if argument == flag:
+            if position + 1 == len(arguments):
+                raise ConfigError(f"{flag} needs a file name")
+            value = arguments[position + 1]
+            position += 2
+            continue
+        if argument.startswith(flag + "="):
+            value = argument[len(flag) + 1 :]
+        else:
+            rest.append(argument)
+        position += 1
+    arguments[:] = rest
+    return value
