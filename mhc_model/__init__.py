@@ -1,1 +1,39 @@
-"""."""
+"""mHC transformers whose routing is an argument: model, gates, checkpoints, generation."""
+
+from mhc_model.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, save_checkpoint
+from mhc_model.config import MHCConfig, ModelConfig
+from mhc_model.decoder import Decoder
+from mhc_model.engine import Engine
+from mhc_model.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    EngineError,
+    GateError,
+    MHCError,
+)
+from mhc_model.gates import expand_gates
+from mhc_model.request import Completion, Request, SamplingParams
+from mhc_model.sinkhorn import sinkhorn_knopp
+
+__all__ = [
+    "Checkpoint",
+    "CheckpointError",
+    "Completion",
+    "ConfigError",
+    "DataError",
+    "Decoder",
+    "Engine",
+    "EngineError",
+    "GateError",
+    "MHCConfig",
+    "MHCError",
+    "ModelConfig",
+    "Request",
+    "SamplingParams",
+    "expand_gates",
+    "find_checkpoint",
+    "load_checkpoint",
+    "save_checkpoint",
+    "sinkhorn_knopp",
+]

@@ -49,7 +49,9 @@ class ModelConfig(Settings):
     """A GPT-2-like decoder of nanochat's October 2025 architecture, plain or with mHC."""
 
     vocab_size: int = Field(50257, ge=2, description="number of token ids, special tokens included")
-    n_layers: int = Field(12, ge=1, description="L; each layer has an attention and an mlp sublayer")
+    n_layers: int = Field(
+        12, ge=1, description="L; each layer has an attention and an mlp sublayer"
+    )
     n_heads: int = Field(6, ge=1, description="number of query heads")
     n_kv_heads: int | None = Field(
         None, ge=1, description="number of key and value heads; none means n_heads"
@@ -60,7 +62,9 @@ class ModelConfig(Settings):
     rope_base: float = Field(10000.0, gt=0.0, description="base of the rotary embedding")
     norm_eps: float = Field(1e-6, gt=0.0, description="epsilon of every RMSNorm")
     softcap: float | None = Field(
-        15.0, gt=0.0, description="logits become softcap * tanh(logits / softcap); none turns it off"
+        15.0,
+        gt=0.0,
+        description="logits become softcap * tanh(logits / softcap); none turns it off",
     )
     mhc: MHCConfig | None = Field(
         None, description="hyper-connections; none is the plain residual model"

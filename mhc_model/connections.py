@@ -108,7 +108,12 @@ class HyperConnection(nn.Module):
     def pre(self, x: Tensor, coefficients: Coefficients) -> Tensor:
         """The sublayer's input: (b, t, n, c) streams -> (b, t, c)."""
         weights = coefficients.pre.to(x.dtype)
-        return einsum(weights, x, "b t n, b t n c -> b t c")
+        # n scaled additions: a batched product of (1, n) by (n, c) matrices is 4 times slower on
+        # the CPU (forward and backward, n = 4, c = 128).
+        total = weights[..., 0, None] * x[..., 0, :]
+        for i in range(1, x.shape[2]):
+            total = total + weights[..., i, None] * x[..., i, :]
+        return total
 
     def post(self, x: Tensor, y: Tensor, coefficients: Coefficients, gate: Tensor) -> Tensor:
         """The streams after the sublayer.

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from mhc_model.cache import KVCache
 from mhc_model.config import ModelConfig
 from mhc_model.connections import HyperConnection
-from mhc_model.errors import ConfigError, EngineError, GateError
+from mhc_model.errors import EngineError, GateError
 from mhc_model.gates import allowed_gates
 from mhc_model.layers import MLP, Attention, rms_norm, rope_table
 
@@ -163,7 +163,7 @@ class Decoder(nn.Module):
                 coefficients = connection(x)
                 y = layer.mlp(self._norm(connection.pre(x, coefficients)))
                 x = connection.post(x, y, coefficients, gates[:, 2 * i + 1])
-            # The mean, not the sum: at init the streams are copies, and the mean is the plain model.
+            # Mean, not sum: at init the streams are copies and their mean is the plain model.
             x = reduce(x, "b t n c -> b t c", "mean")
         if cache is not None:
             cache.lengths += t

@@ -1,4 +1,4 @@
-"""Configuration shared by every command: strict pydantic models, YAML files, command-line overrides.
+"""Configuration of every command: strict pydantic models, YAML files, command-line overrides.
 
 A command's configuration is one YAML file in configs/ plus overrides of any field:
 
@@ -42,7 +42,7 @@ class RaySettings(Settings):
         None, ge=1, description="logical CPUs of a private cluster; none counts the machine's cores"
     )
     temp_dir: str | None = Field(
-        None, description="absolute directory of a private cluster's sockets and logs; keep it short"
+        None, description="absolute directory of a private cluster's sockets; keep it short"
     )
 
     def init_arguments(self) -> dict[str, Any]:
@@ -153,8 +153,8 @@ def parse_command_line(
             settings,
             prog=prog,
             description=description
-            + "\n\n--config FILE reads the defaults from a YAML file; --dry-run prints the resolved "
-            "configuration and exits.",
+            + "\n\n--config FILE reads the defaults from a YAML file; --dry-run prints the "
+            "resolved configuration and exits.",
             args=arguments,
             **({} if default is None else {"default": default}),
             config=(tyro.conf.AvoidSubcommands,),

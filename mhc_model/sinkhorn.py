@@ -13,13 +13,11 @@ import torch
 from torch import Tensor
 
 
-def sinkhorn_knopp(
-    logits: Tensor, iters: int = 20, tau: float = 1.0, exact: bool = True
-) -> Tensor:
-    """Maps logits to doubly stochastic matrices, in the log domain and in fp32 (fp64 stays fp64).
+def sinkhorn_knopp(logits: Tensor, iters: int = 20, tau: float = 1.0, exact: bool = True) -> Tensor:
+    """Maps logits to doubly stochastic matrices, in fp32 (fp64 stays fp64).
 
     Args:
-        logits: (..., n, n), any leading shape and floating dtype, finite.
+        logits: (..., n, n), any leading shape and floating dtype, finite, of any range.
         iters: iterations; each scales the rows and then the columns.
         tau: temperature; the logits are divided by it.
         exact: close with the rounding step; without it, this is plain Sinkhorn-Knopp, whose
@@ -40,10 +38,14 @@ def sinkhorn_knopp(
     # Rows and columns go in front: with tokens innermost every step is one vectorised pass over
     # long contiguous runs instead of reductions over n numbers.
     log_p = logits.to(dtype).movedim((-2, -1), (0, 1)).contiguous() / tau
-    for _ in range(iters):
-        log_p = log_p - torch.logsumexp(log_p, dim=1, keepdim=True)
-        log_p = log_p - torch.logsumexp(log_p, dim=0, keepdim=True)
+    # The first iteration needs logarithms: it takes any range of logits. After it every row and
+    # column sum stays within [1/n, n], so the others cannot over- or underflow and need no exp.
+    log_p = log_p - torch.logsumexp(log_p, dim=1, keepdim=True)
+    log_p = log_p - torch.logsumexp(log_p, dim=0, keepdim=True)
     p = log_p.exp()
+    for _ in range(iters - 1):
+        p = p / p.sum(dim=1, keepdim=True)
+        p = p / p.sum(dim=0, keepdim=True)
     if exact:
         p = _round_to_birkhoff(p)
     return p.movedim((0, 1), (-2, -1))

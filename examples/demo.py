@@ -1,0 +1,173 @@
+"""The whole chain on the built-in problems, by the commands that a user would type.
+
+Trains a plain and an mHC model on the same tokens with Ray Train, sweeps and tunes the mHC model's
+gates with RLlib PPO over replica actors, evaluates baseline, learned gates and RL gates on held-out
+problems, and asks the served model one question with two gate vectors.
+
+    make demo            # or: python examples/demo.py [--runs DIR] [--limit N]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA = "builtin:1"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Runs the whole chain on the built-in problems.")
+    parser.add_argument("--runs", default=str(ROOT / "runs" / "demo"), help="directory of results")
+    parser.add_argument("--limit", type=int, default=400, help="held-out problems to evaluate")
+    arguments = parser.parse_args()
+    runs = Path(arguments.runs).resolve()
+    if runs.exists():
+        print(f"removing the results of an earlier demo in {runs}", flush=True)
+        shutil.rmtree(runs)
+    started = time.monotonic()
+    baseline, mhc, rl = runs / "baseline", runs / "mhc", runs / "rl"
+
+    train("baseline", runs)
+    train("mhc", runs)
+    command(
+        "rl",
+        *("--config", "configs/demo_rl.yaml", "--name", "rl", "--storage", str(runs)),
+        *("--checkpoint", str(mhc)),
+    )
+    columns = {
+        "baseline": (baseline, "learned"),
+        "mHC, learned gates": (mhc, "learned"),
+        "mHC, RL gates": (mhc, f"policy:{rl / 'policy'}"),
+    }
+    results = []
+    for position, (checkpoint, gates) in enumerate(columns.values()):
+        out = runs / f"evals-{position}"
+        evaluate(checkpoint, gates, out, arguments.limit)
+        results.append(out / "results.json")
+    answers = ask_served_model(mhc, rl / "policy")
+
+    print_routing(mhc)
+    print(f"\nOne question, two gate vectors, one server (checkpoint {answers['checkpoint'][:12]}):")
+    print(f"  {answers['question']}")
+    for gates, text in answers["texts"].items():
+        print(f"  gates {gates}: {text!r}")
+    print(flush=True)
+    command("evals.table", *map(str, results), "--labels", *columns)
+    print(f"\nResults are in {runs}:")
+    for path in sorted(p for p in runs.iterdir() if p.is_dir()):
+        print(f"  {path}")
+    print(f"tensorboard --logdir {runs}")
+    print(f"Whole demo: {time.monotonic() - started:.0f} s")
+
+
+def train(which: str, runs: Path) -> None:
+    command(
+        "train",
+        *("--config", f"configs/demo_{which}.yaml", "--name", which, "--storage", str(runs)),
+    )
+
+
+def evaluate(checkpoint: Path, gates: str, out: Path, limit: int) -> None:
+    command(
+        "evals",
+        *("--checkpoint", str(checkpoint), "--gates", gates, "--tasks", "gsm8k", "bpb"),
+        *("--data", DATA, "--limit", str(limit), "--out", str(out)),
+    )
+
+
+def command(module: str, *arguments: str) -> None:
+    """Runs `python -m module arguments`, shown as it would be typed; stops the demo if it fails."""
+    line = ["python", "-m", module, *arguments]
+    print(f"\n$ {' '.join(line)}", flush=True)
+    subprocess.run([sys.executable, *line[1:]], cwd=ROOT, env=environment(), check=True)
+
+
+def environment() -> dict[str, str]:
+    # One thread a process: the processes of a stage share the cores already.
+    return {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **os.environ}
+
+
+def ask_served_model(checkpoint: Path, policy: Path) -> dict:
+    """Starts the server, asks one question with two gate vectors and stops it."""
+    port = free_port()
+    line = ["python", "-m", "serve", "--checkpoint", str(checkpoint), "--policy", str(policy)]
+    line += ["--port", str(port)]
+    print(f"\n$ {' '.join(line)}", flush=True)
+    server = subprocess.Popen([sys.executable, *line[1:]], cwd=ROOT, env=environment())
+    base = f"http://127.0.0.1:{port}"
+    try:
+        wait_until_healthy(base, server)
+        return ask(base)
+    finally:
+        server.send_signal(signal.SIGTERM)
+        server.wait(timeout=60)
+
+
+def ask(base: str) -> dict:
+    question = "Tom has 7 apples. He buys 5 more apples. How many apples does Tom have now?"
+    prompt = f"Question: {question}\nAnswer:"
+    answers = {"question": question, "texts": {}}
+    for gates in (0, 1, "policy"):
+        body = {"prompt": prompt, "max_tokens": 48, "temperature": 0, "gates": gates}
+        reply = post(f"{base}/v1/completions", body)
+        answers["checkpoint"] = reply["checkpoint"]
+        answers["texts"][gates] = reply["choices"][0]["text"]
+    try:
+        post(f"{base}/v1/completions", {"prompt": prompt, "gates": 1.1})
+    except urllib.error.HTTPError as error:
+        message = json.load(error)["error"]["message"]
+        print(f"gates 1.1 are refused with {error.code}: {message}", flush=True)
+    return answers
+
+
+def post(url: str, body: dict) -> dict:
+    request = urllib.request.Request(
+        url, json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=60) as response:
+        return json.load(response)
+
+
+def wait_until_healthy(base: str, server: subprocess.Popen, timeout_s: float = 120) -> None:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if server.poll() is not None:
+            sys.exit(f"the server ended with exit code {server.returncode}")
+        try:
+            with urllib.request.urlopen(f"{base}/health", timeout=5):
+                return
+        except OSError:
+            time.sleep(0.5)
+    sys.exit(f"the server was not healthy after {timeout_s:.0f} s")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def print_routing(mhc: Path) -> None:
+    """How far training moved the routing, from the run's last validation row."""
+    rows = [json.loads(line) for line in (mhc / "metrics.jsonl").read_text().splitlines()]
+    last = [row for row in rows if "h_res_drift" in row][-1]
+    print(f"\nRouting after training: max |H_res - its start| = {last['h_res_drift']:.3f};")
+    print(
+        f"held-out loss {last['val_loss']:.4f} with learned gates, "
+        f"{last['val_loss_gate_0']:.4f} with g = 0, {last['val_loss_gate_1']:.4f} with g = 1"
+    )
+
+
+if __name__ == "__main__":
+    main()
