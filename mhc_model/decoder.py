@@ -13,6 +13,8 @@ Axes: b batch, t token, n streams, c channel, v vocabulary.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import cast
 
 import torch
 from einops import rearrange, reduce, repeat
@@ -48,12 +50,16 @@ class Layer(nn.Module):
 class Decoder(nn.Module):
     """Token ids in, logits out. See the module's docstring for the architecture."""
 
+    rope_cos: Tensor
+    rope_sin: Tensor
+
     def __init__(self, config: ModelConfig, seed: int = 0) -> None:
         """Builds and initialises the weights from `seed`, independently of global state."""
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
-        self.layers = nn.ModuleList(Layer(config, i) for i in range(config.n_layers))
+        layers = nn.ModuleList(Layer(config, i) for i in range(config.n_layers))
+        self.layers = cast("Sequence[Layer]", layers)  # a ModuleList does not tell its type
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         if config.mhc is not None:
             self.stream_embedding = nn.Parameter(torch.empty(config.mhc.n_streams, config.d_model))
@@ -132,7 +138,8 @@ class Decoder(nn.Module):
 
         Raises:
             GateError: if the shape of gates is wrong, or a plain model is given gates.
-            EngineError: if the sequence is longer than the context.
+            EngineError: if the sequence is longer than the context or the cache, or the cache has
+                another number of rows.
         """
         return self.logits(self.hidden(tokens, gates, cache))
 
@@ -205,6 +212,11 @@ class Decoder(nn.Module):
                     f"sequence of {t} tokens exceeds the context of {self.config.max_seq_len}"
                 )
             return (self.rope_cos[None, None, :t], self.rope_sin[None, None, :t]), None, None
+        if cache.rows != tokens.shape[0]:
+            raise EngineError(
+                f"{tokens.shape[0]} sequences for a cache of {cache.rows} rows; give a cache of "
+                f"as many rows, for example cache.slice(0, {tokens.shape[0]})"
+            )
         positions = cache.positions(t)
         attended = torch.arange(int(positions.max()) + 1)
         mask = attended <= positions[..., None]

@@ -61,7 +61,8 @@ def expand_gates(gates: GateValues, n_layers: int) -> Tensor:
         values = [value for value in values for _ in SUBLAYERS]
     else:
         raise GateError(f"{len(values)} gates given; {allowed_gates(n_layers)}")
-    return torch.tensor(values, dtype=torch.float32)
+    # -0.0 + 0.0 is 0.0: equal gates have equal bits, hence one hash.
+    return torch.tensor(values, dtype=torch.float32) + 0.0
 
 
 def _as_floats(gates: object, n_layers: int) -> list[float]:
@@ -90,7 +91,7 @@ def _to_float(entry: Real) -> float:
     try:
         return float(entry)
     except OverflowError:  # an integer too large for a float is out of range all the same
-        return math.inf if entry > 0 else -math.inf
+        return math.inf
 
 
 def gates_hash(gates: Tensor) -> str:

@@ -22,9 +22,9 @@ from mhc_model.errors import ConfigError
 
 
 class Settings(BaseModel):
-    """Base of every configuration: frozen, and an unknown key is an error."""
+    """Base of every configuration: frozen; an unknown key or a number that is not finite is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 S = TypeVar("S", bound=Settings)
@@ -115,6 +115,8 @@ def load_settings(settings: type[S], path: str | Path) -> S:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"configuration file {path} does not exist") from None
+    except OSError as error:
+        raise ConfigError(f"configuration file {path} cannot be read: {error}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"configuration file {path} is not YAML: {error}") from None
     return validate_settings(settings, {} if values is None else values, str(path))
@@ -147,7 +149,7 @@ def parse_command_line(
     dry_run = "--dry-run" in arguments
     if dry_run:
         arguments.remove("--dry-run")
-    default = None if path is None else load_settings(settings, path)
+    default = tyro.MISSING_NONPROP if path is None else load_settings(settings, path)
     try:
         resolved = tyro.cli(
             settings,
@@ -156,7 +158,7 @@ def parse_command_line(
             + "\n\n--config FILE reads the defaults from a YAML file; --dry-run prints the "
             "resolved configuration and exits.",
             args=arguments,
-            **({} if default is None else {"default": default}),
+            default=default,
             config=(tyro.conf.AvoidSubcommands,),
         )
     except ValidationError as error:

@@ -40,9 +40,11 @@ def sinkhorn_knopp(logits: Tensor, iters: int = 20, tau: float = 1.0, exact: boo
     log_p = logits.to(dtype).movedim((-2, -1), (0, 1)).contiguous() / tau
     # The first iteration needs logarithms: it takes any range of logits. After it every row and
     # column sum stays within [1/n, n], so the others cannot over- or underflow and need no exp.
+    # The floor bounds how much an entry can still grow, and with it the gradient on the way back:
+    # without it, logits of +-200 and a hundred iterations give inf * 0 there.
     log_p = log_p - torch.logsumexp(log_p, dim=1, keepdim=True)
     log_p = log_p - torch.logsumexp(log_p, dim=0, keepdim=True)
-    p = log_p.exp()
+    p = log_p.clamp(min=-60.0).exp()
     for _ in range(iters - 1):
         p = p / p.sum(dim=1, keepdim=True)
         p = p / p.sum(dim=0, keepdim=True)
@@ -57,8 +59,9 @@ def _round_to_birkhoff(p: Tensor) -> Tensor:
     p = p * p.sum(dim=0, keepdim=True).reciprocal().clamp(max=1.0)
     row_gap = (1.0 - p.sum(dim=1, keepdim=True)).clamp(min=0.0)
     column_gap = (1.0 - p.sum(dim=0, keepdim=True)).clamp(min=0.0)
-    # Both gaps hold the same mass up to rounding; the floor keeps a converged matrix free of 0/0.
-    mass = row_gap.sum(dim=0, keepdim=True).clamp(min=torch.finfo(p.dtype).tiny)
+    # Both gaps hold the same mass up to rounding. Where that is all there is, in a converged matrix,
+    # the floor keeps the quotient and its gradient of order one.
+    mass = row_gap.sum(dim=0, keepdim=True).clamp(min=torch.finfo(p.dtype).eps)
     return p + row_gap * (column_gap / mass)
 
 
