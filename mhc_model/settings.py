@@ -22,7 +22,7 @@ from mhc_model.errors import ConfigError
 
 
 class Settings(BaseModel):
-    """Base of every configuration: frozen; an unknown key or a number that is not finite is an error."""
+    """Base of every configuration: frozen; unknown keys and non-finite numbers are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -46,7 +46,8 @@ class RaySettings(Settings):
     )
 
     def init_arguments(self) -> dict[str, Any]:
-        """Keyword arguments of `ray.init`.
+        """Keyword arguments of `ray.init`. Call it before Ray is imported: Ray reads the
+        authentication mode then.
 
         A private cluster is closed to others: token authentication, with a token of this process
         unless the environment sets RAY_AUTH_MODE.

@@ -1,1 +1,1 @@
-"""."""
+"""Reinforcement learning over gates: replica pool, environment, PPO."""

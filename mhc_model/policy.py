@@ -1,0 +1,179 @@
+"""The exported gate policy: reads a prompt's mean token embedding, gives its gates.
+
+A policy directory holds `policy.json` (what it observes, what it sets, for which checkpoint) and
+`policy.safetensors` (the weights). It loads and runs with torch alone, so evaluation and serving
+use the policy that reinforcement learning exported without knowing how it was trained.
+
+Axes: b prompt, c channel, a action.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Literal
+
+import torch
+from einops import repeat
+from pydantic import Field
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mhc_model.decoder import Decoder
+from mhc_model.errors import CheckpointError
+from mhc_model.gates import SUBLAYERS
+from mhc_model.settings import Settings, validate_settings
+
+CONFIG, WEIGHTS = "policy.json", "policy.safetensors"
+
+ActionSpace = Literal["global", "per_layer", "per_sublayer"]
+
+
+class PolicyConfig(Settings):
+    """What a policy observes and sets; saved as policy.json."""
+
+    format: Literal[1] = Field(1, description="version of the policy directory")
+    action_space: ActionSpace = Field(description="one gate, one a layer, or one a sublayer")
+    n_layers: int = Field(ge=1, description="L, layers of the model that is steered")
+    observation: Literal["mean_prompt_embedding"] = Field(
+        "mean_prompt_embedding", description="mean of the token embeddings of the prompt"
+    )
+    observation_dim: int = Field(ge=1, description="c, width of the model")
+    hidden: tuple[int, ...] = Field((64, 64), description="widths of the hidden layers")
+    checkpoint_hash: str | None = Field(
+        None, description="content hash of the checkpoint that it was trained on"
+    )
+
+    @property
+    def n_actions(self) -> int:
+        """A: 1, L or 2L."""
+        return {
+            "global": 1,
+            "per_layer": self.n_layers,
+            "per_sublayer": len(SUBLAYERS) * self.n_layers,
+        }[self.action_space]
+
+
+class GatePolicy(nn.Module):
+    """A small network from an observation to a Beta distribution over each gate."""
+
+    def __init__(self, config: PolicyConfig) -> None:
+        super().__init__()
+        self.config = config
+        widths = (config.observation_dim, *config.hidden)
+        # The scale of embeddings differs between models; a norm makes one learning rate fit all.
+        layers: list[nn.Module] = [nn.LayerNorm(config.observation_dim)]
+        for fan_in, fan_out in pairwise(widths):
+            layers += [nn.Linear(fan_in, fan_out), nn.Tanh()]
+        self.trunk = nn.Sequential(*layers)
+        self.head = nn.Linear(widths[-1], 2 * config.n_actions)
+        # Starts as nearly the same, symmetric distribution for every prompt.
+        nn.init.normal_(self.head.weight, std=0.01)
+        nn.init.zeros_(self.head.bias)
+
+    def concentrations(self, observation: Tensor) -> tuple[Tensor, Tensor]:
+        """Parameters alpha and beta, each (b, a) and above 1, for observation (b, c).
+
+        Above 1 the density has one mode inside of (0, 1) and is zero at both ends.
+        """
+        alpha, beta = self.head(self.trunk(observation)).chunk(2, dim=-1)
+        return 1.0 + F.softplus(alpha), 1.0 + F.softplus(beta)
+
+    def forward(self, observation: Tensor) -> Tensor:
+        """The mean of the distribution: (b, c) float32 -> (b, a) in (0, 1)."""
+        alpha, beta = self.concentrations(observation)
+        return alpha / (alpha + beta)
+
+    def gates(self, observation: Tensor) -> Tensor:
+        """(b, c) float32 -> (b, 2L) float32, one gate a sublayer."""
+        return expand_actions(self(observation), self.config)
+
+    @torch.no_grad()
+    def gates_for_prompts(self, model: Decoder, prompts: Sequence[Sequence[int]]) -> Tensor:
+        """(b, 2L) float32 gates on the CPU for prompts given as token ids."""
+        device = self.head.weight.device
+        return self.gates(prompt_observation(model, prompts).to(device)).cpu()
+
+    def save(self, directory: str | Path) -> None:
+        """Writes the policy directory, whole or not at all; replaces an earlier policy.
+
+        Raises:
+            CheckpointError: if the directory holds something else.
+        """
+        directory = Path(directory)
+        if directory.exists() and not (directory / CONFIG).exists():
+            raise CheckpointError(f"{directory} exists and is no policy; give another directory")
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+        written, retired = staging / "new", staging / "old"
+        written.mkdir()
+        try:
+            (written / CONFIG).write_text(
+                self.config.model_dump_json(indent=2) + "\n", encoding="utf-8"
+            )
+            weights = {name: value.cpu() for name, value in self.state_dict().items()}
+            save_file(weights, written / WEIGHTS)
+            if directory.exists():
+                directory.rename(retired)
+            written.rename(directory)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+    @classmethod
+    def load(cls, directory: str | Path) -> GatePolicy:
+        """Reads a policy directory; the policy is on the CPU, in eval mode.
+
+        Raises:
+            CheckpointError: naming the file that is missing, damaged or does not fit.
+            ConfigError: if policy.json has unknown or impossible fields.
+        """
+        directory = Path(directory)
+        try:
+            values = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
+            weights = load_file(directory / WEIGHTS)
+        except (OSError, ValueError, SafetensorError) as error:
+            raise CheckpointError(f"{directory} is no policy directory: {error}") from None
+        policy = cls(validate_settings(PolicyConfig, values, str(directory / CONFIG)))
+        try:
+            policy.load_state_dict(weights)
+        except RuntimeError as error:  # torch names the tensors that do not fit
+            raise CheckpointError(f"{directory / WEIGHTS} does not fit {CONFIG}: {error}") from None
+        return policy.eval()
+
+
+def expand_actions(actions: Tensor, config: PolicyConfig) -> Tensor:
+    """(b, a) actions -> (b, 2L) gates, in the order of `mhc_model.gates.gate_names`."""
+    sublayers = len(SUBLAYERS)
+    if config.action_space == "global":
+        return repeat(actions, "b 1 -> b gates", gates=sublayers * config.n_layers)
+    if config.action_space == "per_layer":
+        return repeat(actions, "b l -> b (l s)", s=sublayers)
+    return actions
+
+
+@torch.no_grad()
+def prompt_observation(model: Decoder, prompts: Sequence[Sequence[int]]) -> Tensor:
+    """Mean token embedding of each prompt.
+
+    Args:
+        model: whose embedding is read, before any norm.
+        prompts: token ids, each prompt at least one; lengths may differ.
+
+    Returns:
+        (b, c) float32 on the model's device.
+    """
+    embedding = model.embedding.weight
+    lengths = torch.tensor([len(prompt) for prompt in prompts])
+    if len(prompts) == 0 or int(lengths.min()) == 0:
+        raise ValueError("an observation needs at least one prompt, each of at least one token")
+    flat = torch.tensor([token for prompt in prompts for token in prompt])
+    starts = lengths.cumsum(0) - lengths
+    return F.embedding_bag(
+        flat.to(embedding.device), embedding.float(), starts.to(embedding.device), mode="mean"
+    )

@@ -1,0 +1,108 @@
+"""Configuration of `python -m rl`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from mhc_model.policy import ActionSpace
+from mhc_model.settings import RaySettings, Settings
+
+
+class PoolSettings(Settings):
+    """The replicas: how many, what each may use, and what happens when one dies."""
+
+    replicas: int = Field(1, ge=1, description="replica actors, each with the whole model")
+    cpus_per_replica: float = Field(1.0, ge=0.0, description="logical CPUs that each reserves")
+    gpus_per_replica: float = Field(
+        0.0, ge=0.0, description="GPUs that each reserves, whole or a fraction; 0 runs on the CPU"
+    )
+    threads: int = Field(1, ge=1, description="torch threads of each replica")
+    max_batch: int = Field(64, ge=1, description="requests that one replica runs at once")
+    deadline_s: float = Field(
+        300.0, gt=0.0, description="seconds after which a call counts as hung and is done elsewhere"
+    )
+    start_deadline_s: float = Field(
+        120.0, gt=0.0, description="seconds in which a replica must have loaded the model"
+    )
+    max_attempts: int = Field(
+        4, ge=1, description="times that a request is tried before the whole call fails"
+    )
+    max_queue: int = Field(100_000, ge=1, description="most requests of one call")
+
+
+class PPOSettings(Settings):
+    """PPO's learner. An episode has one step, so there is no discount to choose."""
+
+    lr: float = Field(1e-3, gt=0.0, description="learning rate (Adam)")
+    epochs: int = Field(10, ge=1, description="passes over the rollouts of an iteration")
+    minibatch: int = Field(64, ge=1, description="rollouts of one gradient step")
+    clip: float = Field(0.2, gt=0.0, description="clip range of the probability ratio")
+    entropy: float = Field(
+        0.003, ge=0.0, description="weight of the entropy bonus, summed over the gates"
+    )
+    value_weight: float = Field(0.5, ge=0.0, description="weight of the value function's loss")
+    kl_weight: float = Field(0.2, ge=0.0, description="initial weight of the KL penalty")
+    kl_target: float = Field(0.02, gt=0.0, description="KL that its weight is adapted to")
+    gradient_clip: float = Field(0.5, gt=0.0, description="largest norm of the gradient")
+    hidden: tuple[int, ...] = Field((64, 64), description="hidden widths of policy and value net")
+
+
+class RLConfig(Settings):
+    """One run that tunes the gates of one checkpoint."""
+
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="name of the run and of its directory; the same name resumes",
+    )
+    checkpoint: str = Field(description="checkpoint or run directory of an mHC model")
+    storage: str = Field("runs", description="directory of the runs")
+    data: str = Field(
+        "builtin:1",
+        description="training problems: JSON lines (a file or directory), builtin:LEVEL, or a hub "
+        "name; its train split is used",
+    )
+    problems: int = Field(2000, ge=1, description="the first N training problems")
+    action_space: ActionSpace = Field(
+        "per_sublayer", description="what an action sets: one gate, one a layer, one a sublayer"
+    )
+    reward: Literal["strict", "flexible"] = Field(
+        "strict", description="which extraction of the answer must be right for a reward of 1"
+    )
+    max_tokens: int = Field(64, ge=1, description="most tokens of an answer")
+    temperature: float = Field(
+        0.0, ge=0.0, description="of the answers; 0 is greedy, as in evaluation"
+    )
+    envs: int = Field(64, ge=1, description="episodes that are stepped together, one pool call")
+    iterations: int = Field(8, ge=1, description="PPO iterations")
+    rollouts: int = Field(256, ge=1, description="rollouts of an iteration; a multiple of envs")
+    checkpoint_every: int = Field(2, ge=1, description="iterations between saved states")
+    sweep: tuple[float, ...] = Field(
+        (0.0, 0.5, 1.0),
+        description="fixed global gates that are evaluated first: how much room there is",
+    )
+    sweep_problems: int = Field(
+        128, ge=1, description="training problems of the sweep; the final policy gets the same"
+    )
+    seed: int = Field(0, ge=0, description="of policy, problems and answers")
+    pool: PoolSettings = Field(PoolSettings(), description="the replicas")
+    ppo: PPOSettings = Field(PPOSettings(), description="the learner")
+    ray: RaySettings = Field(RaySettings(), description="where Ray runs")
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> RLConfig:
+        if self.rollouts % self.envs:
+            raise ValueError(
+                f"rollouts {self.rollouts} is not a multiple of envs {self.envs}: an iteration is "
+                f"whole steps of all environments"
+            )
+        if self.ppo.minibatch > self.rollouts:
+            raise ValueError(
+                f"ppo.minibatch {self.ppo.minibatch} exceeds the {self.rollouts} rollouts of an "
+                f"iteration"
+            )
+        for gate in self.sweep:
+            if not 0.0 <= gate <= 1.0:
+                raise ValueError(f"sweep gate {gate} is outside of [0, 1]")
+        return self

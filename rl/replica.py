@@ -1,0 +1,48 @@
+"""A frozen replica of the model in an actor of its own."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from mhc_model.checkpoint import find_checkpoint
+from mhc_model.engine import Engine
+from mhc_model.request import Completion, Request
+
+
+def pack_checkpoint(path: str | Path) -> dict[str, bytes]:
+    """The files of a checkpoint directory, to be put into the object store once.
+
+    So replicas on other machines need no shared disk, and all hold the same bytes.
+    """
+    return {file.name: file.read_bytes() for file in sorted(find_checkpoint(path).iterdir())}
+
+
+class Replica:
+    """What runs inside the actor; `ReplicaPool` makes it a Ray actor."""
+
+    def __init__(self, files: Mapping[str, bytes], max_batch: int, threads: int) -> None:
+        """Loads the model from the packed checkpoint, which verifies every file's hash.
+
+        Args:
+            files: see `pack_checkpoint`.
+            max_batch: rows of the engine.
+            threads: torch threads; more replicas than cores would otherwise fight for them.
+        """
+        torch.set_num_threads(threads)
+        with tempfile.TemporaryDirectory(prefix="replica-") as directory:
+            for name, content in files.items():
+                (Path(directory) / name).write_bytes(content)
+            self._engine = Engine.from_checkpoint(directory, max_batch=max_batch)
+
+    def describe(self) -> tuple[str | None, int]:
+        """Content hash of the loaded checkpoint, and the process id."""
+        return self._engine.checkpoint_hash, os.getpid()
+
+    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        """Runs requests to their end; see `Engine.generate`."""
+        return self._engine.generate(requests)

@@ -1,0 +1,157 @@
+"""Rollouts: what was asked, with which gates, what came back, and the file that keeps them all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from evals.problem import Problem
+from evals.tasks import STOP_STRINGS, prompt, score
+from mhc_model.errors import DataError
+from mhc_model.request import Request, SamplingParams
+from mhc_model.tokenizer import Tokenizer
+from rl.config import RLConfig
+from rl.pool import ReplicaPool
+
+ROLLOUTS, SUPERSEDED = "rollouts.jsonl", "rollouts.superseded.jsonl"
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One episode.
+
+    Attributes:
+        index: position in the run's sequence of episodes; unique in rollouts.jsonl.
+        iteration: PPO iteration, and so the version of the policy that chose the gates.
+        problem: id of the problem.
+        gates: the 2L gates that the model ran with.
+        completion: the answer.
+        finish_reason: the engine's.
+        tokens: generated tokens.
+        reward: 1.0 if the answer is right, else 0.0.
+        replica: which one answered.
+        attempts: 1, or more if replicas died on the way.
+    """
+
+    index: int
+    iteration: int
+    problem: str
+    gates: tuple[float, ...]
+    completion: str
+    finish_reason: str
+    tokens: int
+    reward: float
+    replica: int
+    attempts: int
+
+
+class Asker:
+    """Asks the pool problems under given gates and scores the answers."""
+
+    def __init__(self, pool: ReplicaPool, tokenizer: Tokenizer, config: RLConfig) -> None:
+        self.pool = pool
+        self.tokenizer = tokenizer
+        self.config = config
+
+    def prompt_tokens(self, problem: Problem) -> list[int]:
+        """The zero-shot prompt after the document separator, as in training and evaluation."""
+        return self.tokenizer.encode(prompt(problem), bos=True)
+
+    def ask(
+        self,
+        problems: Sequence[Problem],
+        gates: Tensor | None,
+        first_index: int = 0,
+        iteration: int = 0,
+    ) -> list[Rollout]:
+        """One pool call for all problems.
+
+        Args:
+            problems: n of them; the same one may occur several times.
+            gates: (n, 2L) in [0, 1], one row a problem, or None for the learned gates.
+            first_index: index of the first rollout; also what seeds sampled answers.
+            iteration: noted in the rollouts.
+        """
+        requests = [
+            Request(
+                self.prompt_tokens(problem),
+                None if gates is None else gates[position],
+                SamplingParams(
+                    max_tokens=self.config.max_tokens,
+                    temperature=self.config.temperature,
+                    seed=first_index + position,
+                    stop=STOP_STRINGS,
+                ),
+            )
+            for position, problem in enumerate(problems)
+        ]
+        rollouts = []
+        for position, result in enumerate(self.pool.run(requests)):
+            completion = result.completion
+            text = completion.text or ""
+            rollouts.append(
+                Rollout(
+                    index=first_index + position,
+                    iteration=iteration,
+                    problem=problems[position].id,
+                    gates=completion.gates or (),
+                    completion=text,
+                    finish_reason=completion.finish_reason,
+                    tokens=len(completion.tokens),
+                    reward=float(getattr(score(text, problems[position]), self.config.reward)),
+                    replica=result.replica,
+                    attempts=result.attempts,
+                )
+            )
+        return rollouts
+
+
+class RolloutLog:
+    """rollouts.jsonl: one line an episode, added only.
+
+    A resumed run does again what came after its last saved state. Those earlier lines go to
+    rollouts.superseded.jsonl, so no line is lost and every index occurs once in rollouts.jsonl.
+    """
+
+    def __init__(self, directory: Path, resume_at: int) -> None:
+        """Opens the log of a run that goes on with the rollout `resume_at`.
+
+        Raises:
+            DataError: if lines before `resume_at` are missing or malformed.
+        """
+        path = directory / ROLLOUTS
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        kept, superseded = lines[:resume_at], lines[resume_at:]
+        for position, line in enumerate(kept):
+            if _index(line) != position:
+                raise DataError(f"{path}, line {position + 1} is not rollout {position}")
+        if len(kept) < resume_at:
+            raise DataError(f"{path} has {len(kept)} rollouts; the saved state has {resume_at}")
+        if superseded:
+            with (directory / SUPERSEDED).open("a", encoding="utf-8") as file:
+                file.writelines(f"{line}\n" for line in superseded)
+            temporary = path.with_name(path.name + ".tmp")
+            temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+            temporary.replace(path)
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, rollouts: Sequence[Rollout]) -> None:
+        self._file.writelines(
+            json.dumps(asdict(rollout), ensure_ascii=False) + "\n" for rollout in rollouts
+        )
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _index(line: str) -> int | None:
+    try:
+        index: int = json.loads(line)["index"]
+        return index
+    except (ValueError, KeyError, TypeError):  # a line that was cut off while it was written
+        return None

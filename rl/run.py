@@ -1,0 +1,250 @@
+"""One run: sweep fixed gates, train the policy, export it, compare it with the fixed gates.
+
+runs/NAME/config.yaml      resolved configuration
+runs/NAME/sweep.json       accuracy under fixed gates, per-problem bound
+runs/NAME/rollouts.jsonl   every episode
+runs/NAME/metrics.jsonl    one row an iteration; also in tensorboard/
+runs/NAME/state/           what resuming needs
+runs/NAME/policy/          the exported policy
+runs/NAME/summary.json     the policy beside the fixed gates, on the same problems
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+import yaml
+from ray.rllib.algorithms.ppo import PPO
+from torch.utils.tensorboard import SummaryWriter
+
+from evals.tasks import load_problems
+from mhc_model.checkpoint import Checkpoint, load_checkpoint
+from mhc_model.errors import CheckpointError, ConfigError
+from mhc_model.policy import GatePolicy, PolicyConfig, prompt_observation
+from mhc_model.settings import dump_settings, validate_settings
+from rl.config import RLConfig
+from rl.env import GateVectorEnv
+from rl.metrics import iteration_line, metrics_row, write_board
+from rl.pool import ReplicaPool
+from rl.ppo import build_algorithm, current_policy, save_state, train_iteration
+from rl.rollouts import Asker, RolloutLog
+from rl.sweep import rewards, summarize, summary_lines, sweep_gates
+
+# A resumed run may change these; everything else would make it another run.
+FREE_ON_RESUME = ("storage", "checkpoint", "iterations", "checkpoint_every", "pool", "ray")
+KEEP_STATES = 2
+
+
+def run(config: RLConfig, ray_arguments: Mapping[str, Any]) -> Path:
+    """Tunes the gates; gives the run's directory.
+
+    Args:
+        config: of the run.
+        ray_arguments: keyword arguments of `ray.init`.
+
+    Raises:
+        MHCError: if checkpoint, problems or configuration do not allow it.
+    """
+    directory = Path(config.storage).resolve() / config.name
+    checkpoint = load_checkpoint(config.checkpoint)
+    tokenizer = checkpoint.tokenizer
+    if checkpoint.model.config.mhc is None:
+        raise ConfigError(f"{checkpoint.path} is a plain model (mhc: null): it has no gates")
+    if tokenizer is None:
+        raise CheckpointError(f"{checkpoint.path} has no tokenizer; problems are text")
+    policy = policy_config(config, checkpoint)
+    state = prepare_directory(directory, config, policy)
+    if state["iteration"] >= config.iterations:
+        print(f"run {config.name} is complete at iteration {state['iteration']}: {directory}")
+        return directory
+    problems = load_problems(config.data, "train", config.problems)
+    ray.init(**ray_arguments)
+    pool = ReplicaPool(checkpoint.path, config.pool)
+    try:
+        asker = Asker(pool, tokenizer, config)
+        print(
+            f"run {config.name} in {directory}: {len(problems)} problems of {config.data}, "
+            f"{policy.n_actions} actions ({policy.action_space}), {config.pool.replicas} replicas "
+            f"of checkpoint {checkpoint.content_hash[:12]}",
+            flush=True,
+        )
+        sample = problems[: config.sweep_problems]
+        outcomes = load_or_sweep(directory, config, asker, sample, policy.n_layers)
+        prompts = [asker.prompt_tokens(problem) for problem in problems]
+        observations = prompt_observation(checkpoint.model, prompts)
+        log = RolloutLog(directory, state["position"])
+        env = GateVectorEnv(
+            config.envs,
+            problems,
+            observations,
+            policy,
+            asker,
+            log,
+            config.seed,
+            state["position"],
+        )
+        algorithm = build_algorithm(config, policy, env)
+        try:
+            train(config, directory, algorithm, env, state)
+        finally:
+            log.close()
+            algorithm.stop()
+        with torch.no_grad():
+            gates = GatePolicy.load(directory / "policy").gates(observations[: len(sample)])
+        outcomes["policy"] = rewards(asker, sample, gates)
+        finish(directory, config, outcomes, pool, state)
+    finally:
+        pool.close()
+        ray.shutdown()
+    return directory
+
+
+def policy_config(config: RLConfig, checkpoint: Checkpoint) -> PolicyConfig:
+    """What the policy observes and sets for this checkpoint."""
+    model = checkpoint.model.config
+    return PolicyConfig(
+        action_space=config.action_space,
+        n_layers=model.n_layers,
+        observation_dim=model.d_model,
+        hidden=config.ppo.hidden,
+        checkpoint_hash=checkpoint.content_hash,
+    )
+
+
+def prepare_directory(directory: Path, config: RLConfig, policy: PolicyConfig) -> dict[str, Any]:
+    """Makes the run's directory, or checks that it is the same run's; gives the saved state.
+
+    Raises:
+        ConfigError: if the directory belongs to a run with other settings or another checkpoint.
+    """
+    saved = directory / "config.yaml"
+    if saved.exists():
+        before = validate_settings(RLConfig, yaml.safe_load(saved.read_text()), str(saved))
+        old, new = before.model_dump(), config.model_dump()
+        different = [k for k in old if old[k] != new[k] and k not in FREE_ON_RESUME]
+        if different:
+            changes = "; ".join(f"{key}: {old[key]!r} -> {new[key]!r}" for key in different)
+            raise ConfigError(
+                f"run {config.name} exists in {directory} with other settings: {changes}; give "
+                f"another name, or delete the directory"
+            )
+    directory.mkdir(parents=True, exist_ok=True)
+    states = saved_states(directory)
+    state: dict[str, Any] = {"iteration": 0, "position": 0, "checkpoint": policy.checkpoint_hash}
+    if states:
+        state = json.loads((states[-1] / "state.json").read_text(encoding="utf-8"))
+        if state["checkpoint"] != policy.checkpoint_hash:
+            raise ConfigError(
+                f"run {config.name} was started on checkpoint {state['checkpoint']}, not on "
+                f"{policy.checkpoint_hash}; give another name"
+            )
+    dump_settings(config, saved)
+    return state
+
+
+def saved_states(directory: Path) -> list[Path]:
+    """Whole saved states, the newest last."""
+    found = directory.glob("state/iteration-*")
+    return sorted(found, key=lambda path: int(path.name.removeprefix("iteration-")))
+
+
+def load_or_sweep(
+    directory: Path, config: RLConfig, asker: Asker, sample: list[Any], n_layers: int
+) -> dict[str, list[float]]:
+    """Outcomes under fixed gates, measured once a run."""
+    path = directory / "sweep.json"
+    if path.exists():
+        outcomes: dict[str, list[float]] = json.loads(path.read_text())["outcomes"]
+        return outcomes
+    outcomes = sweep_gates(asker, sample, n_layers, config.sweep)
+    summary = summarize(outcomes)
+    write_json(path, {"summary": summary, "outcomes": outcomes})
+    print("fixed gates on training problems, accuracy [Wilson 95 %]:")
+    print("\n".join(summary_lines(summary)), flush=True)
+    return outcomes
+
+
+def train(
+    config: RLConfig, directory: Path, algorithm: PPO, env: GateVectorEnv, state: dict[str, Any]
+) -> None:
+    """PPO iterations from the saved state to the last; `state` follows."""
+    start = state["iteration"]
+    if start:
+        algorithm.restore_from_path(str(saved_states(directory)[-1] / "algorithm"))
+        print(f"resuming after iteration {start}, rollout {state['position']}", flush=True)
+    rows = kept_rows(directory / "metrics.jsonl", start)
+    board = SummaryWriter(str(directory / "tensorboard"), purge_step=start + 1)
+    with (directory / "metrics.jsonl").open("w", encoding="utf-8") as file:
+        file.writelines(f"{row}\n" for row in rows)
+        file.flush()
+        for iteration in range(start + 1, config.iterations + 1):
+            started = time.perf_counter()
+            env.iteration, env.recent = iteration, []
+            learner = train_iteration(algorithm, config.seed, iteration)
+            seconds = time.perf_counter() - started
+            row = metrics_row(iteration, env.recent, learner, seconds) | env.asker.pool.describe()
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            write_board(board, row, iteration)
+            print(iteration_line(config, row), flush=True)
+            if iteration % config.checkpoint_every == 0 or iteration == config.iterations:
+                state |= {"iteration": iteration, "position": env.position}
+                save(directory, algorithm, state)
+    board.close()
+
+
+def save(directory: Path, algorithm: PPO, state: dict[str, Any]) -> None:
+    """Exports the policy and saves the state; the state goes last, so resuming finds both."""
+    current_policy(algorithm).save(directory / "policy")
+    target = directory / "state" / f"iteration-{state['iteration']:06d}"
+    shutil.rmtree(target, ignore_errors=True)
+    save_state(algorithm, target, lambda staging: write_json(staging / "state.json", state))
+    for old in saved_states(directory)[:-KEEP_STATES]:
+        shutil.rmtree(old)
+
+
+def kept_rows(path: Path, iteration: int) -> list[str]:
+    """Rows of the iterations that a resumed run does not do again."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return lines[:iteration]
+
+
+def finish(
+    directory: Path,
+    config: RLConfig,
+    outcomes: dict[str, list[float]],
+    pool: ReplicaPool,
+    state: dict[str, Any],
+) -> None:
+    summary = summarize(outcomes)
+    counters = pool.describe()
+    write_json(
+        directory / "summary.json",
+        {
+            "summary": summary,
+            "outcomes": outcomes,
+            "pool": counters,
+            "rollouts": state["position"],
+            "checkpoint": state["checkpoint"],
+        },
+    )
+    print("the policy beside fixed gates, on the training problems of the sweep:")
+    print("\n".join(summary_lines(summary)))
+    print(
+        f"{state['position']} rollouts, {counters['retried']} requests retried, "
+        f"{counters['lost']} lost; policy in {directory / 'policy'}",
+        flush=True,
+    )
+
+
+def write_json(path: Path, value: Any) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(path)
