@@ -1,1 +1,1 @@
-"""."""
+"""Evaluation: tasks, built-in problems, bits per byte, statistics and the evaluation command."""

@@ -1,0 +1,94 @@
+"""Shared fixtures: tiny models in which every parameter and every gate matters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mhc_model import Decoder, MHCConfig, ModelConfig
+from mhc_model.connections import Coefficients, HyperConnection
+
+# One thread: the models are tiny, and the machine may run Ray workers beside the tests.
+torch.set_num_threads(1)
+
+
+def _tiny_config(plain: bool = False, mhc: dict[str, Any] | None = None, **fields: Any):
+    values: dict[str, Any] = {
+        "vocab_size": 61,
+        "n_layers": 3,
+        "n_heads": 4,
+        "d_model": 32,
+        "max_seq_len": 48,
+    }
+    # A diagonal of 1: H_res is far from the identity, so that mixing and gates show.
+    streams = None if plain else MHCConfig(**{"res_diagonal": 1.0, **(mhc or {})})
+    return ModelConfig(**{**values, **fields}, mhc=streams)
+
+
+@torch.no_grad()
+def _randomise(model: Decoder, seed: int = 0) -> Decoder:
+    """Fills every parameter, also those that start at zero, from one seeded generator."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        if name == "embedding.weight":
+            parameter.copy_(noise)
+        elif name.endswith(".base"):
+            parameter.add_(noise)
+        elif name.endswith(".scale"):
+            parameter.copy_(1.0 + 0.2 * noise)
+        elif name.endswith(".fn"):
+            parameter.copy_(noise / parameter.shape[0] ** 0.5)
+        elif name in ("stream_embedding", "gate_logits"):
+            parameter.copy_(0.7 * noise)
+        else:
+            parameter.copy_(noise / parameter.shape[1] ** 0.5)
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> Callable[..., ModelConfig]:
+    """`tiny_config(plain=False, mhc={...}, **fields)`: 3 layers of width 32."""
+    return _tiny_config
+
+
+@pytest.fixture(scope="session")
+def randomise() -> Callable[..., Decoder]:
+    """`randomise(model, seed=0)`: every parameter random, in place; returns the model."""
+    return _randomise
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> Callable[..., Decoder]:
+    """`tiny_model(seed=0, **arguments of tiny_config)`: a randomised decoder in eval mode."""
+
+    def build(seed: int = 0, **arguments: Any) -> Decoder:
+        return _randomise(Decoder(_tiny_config(**arguments)), seed)
+
+    return build
+
+
+Observation = tuple[HyperConnection, Tensor, Coefficients]
+
+
+@torch.no_grad()
+def _observe(model: Decoder, tokens: Tensor, gates: Tensor | None) -> list[Observation]:
+    seen: list[Observation] = []
+    hooks = [
+        connection.register_forward_hook(lambda module, x, out: seen.append((module, x[0], out)))
+        for connection in model.connections()
+    ]
+    model(tokens, gates)
+    for hook in hooks:
+        hook.remove()
+    return seen
+
+
+@pytest.fixture(scope="session")
+def observe() -> Callable[..., list[Observation]]:
+    """`observe(model, tokens, gates)`: each connection, the streams it saw, its coefficients."""
+    return _observe
