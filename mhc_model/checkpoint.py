@@ -230,10 +230,11 @@ def checkpoint_hash(path: str | Path) -> str:
 
 def _incompleteness(directory: Path) -> str | None:
     """What is missing or truncated in a checkpoint directory, by name and size only."""
-    manifest = _read_json(directory / MANIFEST)
-    if manifest.get("format") != FORMAT:
-        return f"{directory / MANIFEST} has format {manifest.get('format')!r}; known: {FORMAT}"
-    for name, entry in manifest["files"].items():
+    try:
+        files = _read_manifest(directory)["files"]
+    except CheckpointError as error:
+        return str(error)
+    for name, entry in files.items():
         file = directory / name
         if not file.exists():
             return f"{file} is missing"
@@ -242,8 +243,24 @@ def _incompleteness(directory: Path) -> str | None:
     return None
 
 
+def _read_manifest(directory: Path) -> dict[str, Any]:
+    """The manifest, with every entry that loading relies on there and of its type."""
+    path = directory / MANIFEST
+    manifest = _read_json(path)
+    if manifest.get("format") != FORMAT:
+        raise CheckpointError(f"{path} has format {manifest.get('format')!r}; known: {FORMAT}")
+    for key, kind in (("content_hash", str), ("files", dict), ("metadata", dict)):
+        if not isinstance(manifest.get(key), kind):
+            raise CheckpointError(f"{path} has no entry {key!r}, or not of type {kind.__name__}")
+    for name in {CONFIG, WEIGHTS, *manifest["files"]}:
+        entry = manifest["files"].get(name)
+        if not isinstance(entry, dict) or not {"size", "sha256"} <= entry.keys():
+            raise CheckpointError(f"{path} does not state size and sha256 of {name}")
+    return manifest
+
+
 def _verified_manifest(directory: Path) -> dict[str, Any]:
-    manifest = _read_json(directory / MANIFEST)
+    manifest = _read_manifest(directory)
     for name, entry in manifest["files"].items():
         if _sha256(directory / name) != entry["sha256"]:
             raise CheckpointError(

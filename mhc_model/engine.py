@@ -15,6 +15,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Sequence
+from numbers import Integral
 from pathlib import Path
 
 import torch
@@ -176,6 +177,8 @@ class Engine:
         if len(request.prompt) == 0:
             raise EngineError("the prompt is empty; give at least one token")
         for token in request.prompt:
+            if not isinstance(token, Integral):
+                raise EngineError(f"prompt token {token!r} is not a token id; encode text first")
             if not 0 <= token < vocabulary:
                 raise EngineError(
                     f"prompt token {token} is outside the vocabulary of 0 to {vocabulary - 1}"

@@ -6,6 +6,7 @@ import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Literal
 
 from torch import Tensor
@@ -47,6 +48,14 @@ class SamplingParams:
     def __post_init__(self) -> None:
         if isinstance(self.stop, str) or not all(isinstance(s, str) and s for s in self.stop):
             raise EngineError(f"stop is {self.stop!r}; it must be a tuple of non-empty strings")
+        for names, kind, words in (
+            (("max_tokens", "top_k", "seed"), Integral, "a whole number"),
+            (("temperature", "top_p"), Real, "a number"),
+        ):
+            for name in names:
+                value = getattr(self, name)
+                if not isinstance(value, kind) or isinstance(value, bool):
+                    raise EngineError(f"{name} is {value!r}; it must be {words}")
         limits = (
             ("max_tokens", self.max_tokens >= 1, "at least 1"),
             ("temperature", 0.0 <= self.temperature < float("inf"), "finite and at least 0"),

@@ -59,7 +59,7 @@ def _round_to_birkhoff(p: Tensor) -> Tensor:
     p = p * p.sum(dim=0, keepdim=True).reciprocal().clamp(max=1.0)
     row_gap = (1.0 - p.sum(dim=1, keepdim=True)).clamp(min=0.0)
     column_gap = (1.0 - p.sum(dim=0, keepdim=True)).clamp(min=0.0)
-    # Both gaps hold the same mass up to rounding. Where that is all there is, in a converged matrix,
+    # Both gaps hold the same mass up to rounding. In a converged matrix rounding is all there is:
     # the floor keeps the quotient and its gradient of order one.
     mass = row_gap.sum(dim=0, keepdim=True).clamp(min=torch.finfo(p.dtype).eps)
     return p + row_gap * (column_gap / mass)

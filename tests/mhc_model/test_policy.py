@@ -1,0 +1,97 @@
+"""The exported gate policy: sizes, files, and what it observes."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from mhc_model import CheckpointError, ConfigError
+from mhc_model.policy import GatePolicy, PolicyConfig, prompt_observation
+
+
+def make_policy(action_space: str = "per_sublayer", seed: int = 0) -> GatePolicy:
+    torch.manual_seed(seed)
+    config = PolicyConfig(
+        action_space=action_space, n_layers=3, observation_dim=32, checkpoint_hash="abc"
+    )
+    policy = GatePolicy(config)
+    torch.nn.init.normal_(policy.head.weight)  # so that prompts differ clearly
+    return policy.eval()
+
+
+@pytest.mark.parametrize(
+    ("action_space", "actions"), [("global", 1), ("per_layer", 3), ("per_sublayer", 6)]
+)
+def test_actions_expand_to_gates(action_space, actions):
+    policy = make_policy(action_space)
+    observation = torch.randn(5, 32)
+    with torch.no_grad():
+        chosen, gates = policy(observation), policy.gates(observation)
+    assert chosen.shape == (5, actions)
+    assert gates.shape == (5, 6)
+    assert ((gates > 0.0) & (gates < 1.0)).all()
+    torch.testing.assert_close(gates, chosen.repeat_interleave(6 // actions, dim=1))
+    assert (chosen.std(dim=0) > 1e-3).all(), "the gates depend on the prompt"
+
+
+def test_mean_of_the_distribution():
+    policy = make_policy()
+    observation = torch.randn(4, 32)
+    with torch.no_grad():
+        alpha, beta = policy.concentrations(observation)
+        mean = torch.distributions.Beta(alpha, beta).mean
+        torch.testing.assert_close(policy(observation), mean)
+    assert (alpha > 1.0).all()
+    assert (beta > 1.0).all()
+
+
+def test_observation_is_the_mean_embedding(tiny_model):
+    model = tiny_model()
+    prompts = [[3, 4, 5, 5], [7], [1, 60]]
+    expected = torch.stack([model.embedding.weight[prompt].mean(0) for prompt in prompts])
+    torch.testing.assert_close(prompt_observation(model, prompts), expected)
+    with pytest.raises(ValueError, match="at least one token"):
+        prompt_observation(model, [[1], []])
+
+
+def test_save_and_load(tmp_path, tiny_model):
+    policy = make_policy()
+    policy.save(tmp_path / "policy")
+    make_policy(seed=1).save(tmp_path / "policy")
+    policy.save(tmp_path / "policy")  # replaces
+    loaded = GatePolicy.load(tmp_path / "policy")
+    assert loaded.config == policy.config
+    prompts = [[1, 2, 3], [9]]
+    model = tiny_model()
+    torch.testing.assert_close(
+        loaded.gates_for_prompts(model, prompts), policy.gates_for_prompts(model, prompts)
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["policy"], "nothing is left behind"
+
+
+def test_damaged_policies_are_refused(tmp_path):
+    directory = tmp_path / "policy"
+    with pytest.raises(CheckpointError, match="no policy directory"):
+        GatePolicy.load(directory)
+    make_policy().save(directory)
+    weights = directory / "policy.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[: len(content) // 2])
+    with pytest.raises(CheckpointError, match="no policy directory"):
+        GatePolicy.load(directory)
+    weights.write_bytes(content)
+    values = json.loads((directory / "policy.json").read_text())
+    (directory / "policy.json").write_text(json.dumps({**values, "n_layers": 4}))
+    with pytest.raises(CheckpointError, match="does not fit"):
+        GatePolicy.load(directory)
+    (directory / "policy.json").write_text(json.dumps({**values, "n_layer": 4}))
+    with pytest.raises(ConfigError, match="did you mean 'n_layers'"):
+        GatePolicy.load(directory)
+
+
+def test_another_directory_is_not_replaced(tmp_path):
+    (tmp_path / "notes").mkdir()
+    with pytest.raises(CheckpointError, match="is no policy"):
+        make_policy().save(tmp_path / "notes")
