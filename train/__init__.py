@@ -1,1 +1,1 @@
-"""."""
+"""Training: documents to tokens to weights, data-parallel on Ray Train."""

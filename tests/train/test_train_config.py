@@ -1,0 +1,142 @@
+"""The configuration of a run: what is refused, the schedule, and the shipped files."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mhc_model.errors import ConfigError
+from mhc_model.settings import load_settings, parse_command_line, validate_settings
+from train.__main__ import main
+from train.config import TrainConfig, differing_fields
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+SHIPPED = (
+    "demo_baseline",
+    "demo_mhc",
+    "first_run_baseline",
+    "first_run_mhc",
+    "baseline_d12",
+    "mhc_d12",
+)
+SMALL = {
+    "name": "small",
+    "steps": 10,
+    "total_batch_tokens": 256,
+    "device_batch": 4,
+    "model": {"max_seq_len": 32, "n_layers": 2, "n_heads": 2, "d_model": 16},
+}
+
+
+def make(**changes: object) -> TrainConfig:
+    return validate_settings(TrainConfig, SMALL | changes, "test")
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_config_loads_and_dry_runs(name, capsys):
+    config = load_settings(TrainConfig, CONFIGS / f"{name}.yaml")
+    assert config.model.mhc is not None if "mhc" in name else config.model.mhc is None
+    with pytest.raises(SystemExit) as stop:
+        main(["--config", str(CONFIGS / f"{name}.yaml"), "--dry-run"])
+    assert stop.value.code == 0
+    assert f"name: {config.name}\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("plain", "mhc"),
+    [
+        ("demo_baseline", "demo_mhc"),
+        ("first_run_baseline", "first_run_mhc"),
+        ("baseline_d12", "mhc_d12"),
+    ],
+)
+def test_pairs_differ_only_in_what_a_plain_model_has_not(plain, mhc):
+    before, after = (
+        load_settings(TrainConfig, CONFIGS / f"{name}.yaml").model_dump() for name in (plain, mhc)
+    )
+    for config in (before, after):
+        for key in ("name", "device_batch", "gate_noise_share"):
+            del config[key]
+        del config["model"]["mhc"], config["optimizer"]["mhc_lr"]
+    assert before == after
+
+
+def test_d12_has_the_values_of_the_plan():
+    config = load_settings(TrainConfig, CONFIGS / "mhc_d12.yaml")
+    model = config.model
+    assert (model.n_layers, model.d_model, model.n_heads, model.max_seq_len) == (12, 768, 6, 1024)
+    assert config.total_batch_tokens == 524_288
+    assert (config.precision, config.compile) == ("bfloat16", True)
+    assert (config.workers.num_workers, config.workers.use_gpu) == (8, True)
+
+
+def test_indivisible_batch_names_the_numbers(capsys):
+    with pytest.raises(ConfigError, match=r"300 is not a multiple of 256 = .*4 x .*32 x .*2"):
+        make(total_batch_tokens=300)
+    arguments = ["--config", str(CONFIGS / "demo_mhc.yaml"), "--total-batch-tokens", "1000"]
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    assert "1000 is not a multiple" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "../up", ".hidden", "two words"])
+def test_bad_names_are_refused(name):
+    with pytest.raises(ConfigError, match="name"):
+        make(name=name)
+
+
+def test_no_data_is_refused():
+    with pytest.raises(ConfigError, match="no data"):
+        make(data={})
+    with pytest.raises(ConfigError, match="held out"):
+        make(data={"files": ["a.txt"], "validation_share": 0.0})
+
+
+def test_storage_becomes_absolute_and_a_uri_stays(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert make(storage="runs").storage == str(tmp_path / "runs")
+    assert make(storage="s3://bucket/runs").storage == "s3://bucket/runs"
+
+
+def test_overrides_reach_nested_fields():
+    config = parse_command_line(
+        TrainConfig,
+        "train",
+        "",
+        [
+            *("--config", str(CONFIGS / "demo_mhc.yaml"), "--name", "mine"),
+            *("--optimizer.lr", "0.5", "--data.files", "a.txt", "b.jsonl.gz"),
+        ],
+    )
+    assert (config.name, config.optimizer.lr) == ("mine", 0.5)
+    assert config.data.files == ("a.txt", "b.jsonl.gz")
+
+
+def test_resume_may_change_length_and_place_but_not_the_model():
+    before = make()
+    longer = make(
+        steps=20, workers={"num_workers": 1}, ray={"num_cpus": 4}, keep_last=5, device_batch=2
+    )
+    assert differing_fields(before, longer) == []
+    other = make(model=SMALL["model"] | {"n_layers": 3}, data={"builtin_levels": [2]}, seed=1)
+    assert differing_fields(before, other) == [
+        "seed: 0 -> 1",
+        "model.n_layers: 2 -> 3",
+        "data.builtin_levels: (1,) -> (2,)",
+    ]
+
+
+@given(
+    steps=st.integers(1, 300), warmup=st.integers(0, 50), warmdown=st.floats(0, 1, allow_nan=False)
+)
+def test_learning_rate_rises_stays_and_falls(steps, warmup, warmdown):
+    config = make(steps=steps, warmup_steps=warmup, warmdown_share=warmdown)
+    rates = [config.lr_multiplier(step) for step in range(1, steps + 1)]
+    assert all(0.0 < rate <= 1.0 for rate in rates)
+    top = rates.index(max(rates))
+    assert rates[:top] == sorted(rates[:top])
+    assert rates[top:] == sorted(rates[top:], reverse=True)
+    if warmup <= steps * (1 - warmdown) - 1:
+        assert max(rates) == 1.0

@@ -1,0 +1,160 @@
+"""Documents, tokens and the order of blocks."""
+
+import gzip
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from evals.tasks import document, load_problems
+from mhc_model.errors import CheckpointError, DataError
+from mhc_model.tokenizer import Tokenizer
+from train.config import DataConfig
+from train.corpus import load_tokenizer, prepare_corpus, read_documents
+from train.data import Batches
+
+BUILTIN = DataConfig(builtin_levels=(1,), builtin_count=300, validation_documents=20)
+
+
+@pytest.fixture(scope="module")
+def corpus():
+    return prepare_corpus(BUILTIN)
+
+
+def test_builtin_corpus_is_documents_behind_separators(corpus):
+    tokens, tokenizer = corpus.tokens, corpus.tokenizer
+    assert tokens.dtype == np.uint16
+    starts = np.flatnonzero(tokens == tokenizer.bos_id)
+    assert len(starts) == corpus.documents == 300
+    assert starts[0] == 0
+    expected = document(load_problems("builtin:1", "train", 300)[1])
+    assert tokenizer.decode(tokens[starts[1] : starts[2]].tolist()) == expected
+
+
+def test_held_out_problems_are_of_the_test_split(corpus):
+    held_out = [document(problem) for problem in load_problems("builtin:1", "test", 20)]
+    assert list(corpus.validation) == held_out
+
+
+def test_the_same_configuration_gives_the_same_corpus(corpus):
+    again = prepare_corpus(BUILTIN)
+    assert again.sha256 == corpus.sha256
+    assert np.array_equal(again.tokens, corpus.tokens)
+    other = prepare_corpus(BUILTIN.model_copy(update={"validation_documents": 21}))
+    assert other.sha256 != corpus.sha256
+
+
+def test_text_and_rows_plain_and_gzip(tmp_path):
+    rows = [{"text": "one"}, {"question": "1+1?", "answer": "2\n#### 2"}]
+    content = "\n".join(map(json.dumps, rows)) + "\n\n"
+    (tmp_path / "rows.jsonl").write_text(content)
+    with gzip.open(tmp_path / "rows.jsonl.gz", "wt") as file:
+        file.write(content)
+    expected = ["one", "Question: 1+1?\nAnswer: 2\n#### 2"]
+    assert list(read_documents(str(tmp_path / "rows.jsonl"))) == expected
+    assert list(read_documents(str(tmp_path / "rows.jsonl.gz"))) == expected
+    text = "".join(f"Line {i} of a long book.\n" + "\n" * (i % 5 == 0) for i in range(2000))
+    (tmp_path / "book.txt").write_text(text)
+    with gzip.open(tmp_path / "book.txt.gz", "wt") as file:
+        file.write(text)
+    parts = list(read_documents(str(tmp_path / "book.txt")))
+    assert "".join(parts) == text
+    assert len(parts) > 3
+    assert list(read_documents(str(tmp_path / "book.txt.gz"))) == parts
+
+
+def test_a_share_of_files_is_held_out_and_not_trained_on(tmp_path):
+    rows = "".join(json.dumps({"text": f"document number {i}"}) + "\n" for i in range(500))
+    (tmp_path / "rows.jsonl").write_text(rows)
+    config = DataConfig(files=(str(tmp_path / "rows.jsonl"),), validation_share=0.1)
+    corpus = prepare_corpus(config)
+    assert 20 <= len(corpus.validation) <= 90
+    assert corpus.documents + len(corpus.validation) == 500
+    training = corpus.tokenizer.decode(corpus.tokens.tolist())
+    assert not any(f"{text}document" in training for text in corpus.validation)
+
+
+def test_named_validation_files_are_held_out(tmp_path):
+    (tmp_path / "a.txt").write_text("training text\n")
+    (tmp_path / "b.txt").write_text("held-out text\n")
+    corpus = prepare_corpus(
+        DataConfig(files=(str(tmp_path / "a.txt"),), validation_files=(str(tmp_path / "b.txt"),))
+    )
+    assert corpus.validation == ("held-out text\n",)
+    assert corpus.documents == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.jsonl", b'{"text": "a"}\n{"text": ', r"x.jsonl line 2 is not JSON"),
+        ("x.jsonl", b'{"question": "a"}\n', r"x.jsonl line 1 has neither"),
+        ("x.jsonl", b"[1]\n", r"x.jsonl line 1 has neither"),
+        ("x.txt", b"\n\n", r"x.txt is empty"),
+        ("x.txt", b"\xff\xfe", r"x.txt cannot be read"),
+        ("x.txt.gz", b"no gzip", r"x.txt.gz cannot be read"),
+    ],
+)
+def test_bad_files_are_named(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        list(read_documents(str(tmp_path / name)))
+
+
+def test_missing_files_are_named(tmp_path):
+    with pytest.raises(DataError, match=r"none\.txt cannot be read"):
+        prepare_corpus(DataConfig(files=(str(tmp_path / "none.txt"),)))
+
+
+def test_tokenizer_choices(tmp_path, corpus):
+    directory = tmp_path / "tokenizer"
+    corpus.tokenizer.save(directory)
+    for choice in (directory, directory / "tokenizer.tiktoken"):
+        config = BUILTIN.model_copy(update={"tokenizer": str(choice)})
+        tokenizer = load_tokenizer(config, [])
+        assert isinstance(tokenizer, Tokenizer)
+        assert tokenizer.vocab_size == corpus.tokenizer.vocab_size
+    with pytest.raises(DataError, match="does not exist"):
+        load_tokenizer(BUILTIN.model_copy(update={"tokenizer": "no/such.tiktoken"}), [])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError):
+        load_tokenizer(BUILTIN.model_copy(update={"tokenizer": str(tmp_path / "empty")}), [])
+
+
+@settings(max_examples=50)
+@given(
+    count=st.integers(2, 400),
+    context=st.integers(1, 8),
+    batch=st.integers(1, 12),
+    seed=st.integers(0, 3),
+)
+def test_every_epoch_visits_every_block_once(count, context, batch, seed):
+    tokens = np.arange(count, dtype=np.uint16)
+    blocks = (count - 1) // context
+    if blocks < batch:
+        with pytest.raises(DataError, match=f"{count} tokens"):
+            Batches(tokens, context, batch, seed)
+        return
+    batches = Batches(tokens, context, batch, seed)
+    steps = 3 * blocks // batch + 1
+    order = np.concatenate([batches.block_ids(step, 0, batch) for step in range(1, steps + 1)])
+    first, second = order[:blocks], order[blocks : 2 * blocks]
+    assert sorted(first) == sorted(second) == list(range(blocks))
+    if blocks > 20:
+        assert list(first) != list(second)
+
+
+def test_a_batch_is_a_function_of_the_step_and_splits_over_workers():
+    tokens = np.arange(1000, dtype=np.uint16)
+    batches, fresh = (Batches(tokens, 8, 12, seed=3) for _ in range(2))
+    for step in range(1, 40):
+        batches.sequences(step, 0, 12)
+    inputs, targets = batches.sequences(25, 0, 12)
+    again, _ = fresh.sequences(25, 0, 12)
+    assert inputs.equal(again)
+    halves = [fresh.sequences(25, 0, 6)[0], fresh.sequences(25, 6, 12)[0]]
+    assert inputs.tolist() == [*halves[0].tolist(), *halves[1].tolist()]
+    assert (targets == inputs + 1).all()
+    assert (inputs[:, 0] % 8 == 0).all()

@@ -1,0 +1,30 @@
+"""`python -m train --config FILE --name NAME`: trains a model; the same name again resumes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from mhc_model.errors import MHCError
+from mhc_model.settings import parse_command_line
+from train.config import TrainConfig
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status."""
+    try:
+        config = parse_command_line(TrainConfig, "python -m train", __doc__ or "", argv)
+        # Ray reads the authentication mode while it is imported, so this comes first. And --help,
+        # --dry-run and configuration errors need not wait for the import.
+        ray_arguments = config.ray.init_arguments()
+        from train.launch import launch
+
+        launch(config, ray_arguments)
+    except MHCError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

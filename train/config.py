@@ -1,0 +1,237 @@
+"""Configuration of a training run: `python -m train --config FILE --name NAME`."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from mhc_model.config import ModelConfig
+from mhc_model.settings import RaySettings, Settings
+
+# A run that is resumed may change these; the result is the same run, longer or on other machines.
+FREE_ON_RESUME = (
+    "storage",
+    "steps",
+    "device_batch",
+    "log_every",
+    "checkpoint_every",
+    "keep_last",
+    "eval_every",
+    "compile",
+    "workers",
+    "ray",
+)
+
+
+class DataConfig(Settings):
+    """What the model is trained on, what is held out, and the vocabulary."""
+
+    files: tuple[str, ...] = Field(
+        (),
+        description="training files, plain or .gz: *.jsonl holds rows with text, or with question "
+        "and answer; everything else is plain text",
+    )
+    validation_files: tuple[str, ...] = Field(
+        (), description="held-out files of the same kinds; none holds out validation_share instead"
+    )
+    validation_share: float = Field(
+        0.01,
+        ge=0.0,
+        le=0.5,
+        description="share of the documents of `files` that is held out where there are no "
+        "validation_files",
+    )
+    validation_documents: int = Field(
+        200, ge=1, description="held-out documents that are evaluated, at most, per kind of source"
+    )
+    builtin_levels: tuple[int, ...] = Field(
+        (), description="levels of the built-in problems to train on; their test split is held out"
+    )
+    builtin_count: int = Field(20_000, ge=1, description="built-in problems, all levels together")
+    tokenizer: str = Field(
+        "train",
+        description="'train' (byte-level BPE on the training documents), 'gpt2' (downloaded), a "
+        ".tiktoken file, or a directory with a saved tokenizer such as a checkpoint",
+    )
+    vocab_size: int = Field(
+        512, ge=257, description="ids wanted of a trained tokenizer; little text may give fewer"
+    )
+
+    @model_validator(mode="after")
+    def _check_sources(self) -> DataConfig:
+        if not self.files and not self.builtin_levels:
+            raise ValueError("no data: give files, or builtin_levels such as [1]")
+        if self.files and not self.validation_files and self.validation_share == 0.0:
+            raise ValueError(
+                "nothing is held out of files: give validation_files or a validation_share above 0"
+            )
+        return self
+
+
+class OptimizerConfig(Settings):
+    """Learning rates by kind of parameter; warmup and warmdown multiply all of them."""
+
+    hidden: Literal["muon", "adamw"] = Field(
+        "muon", description="optimizer of the matrices of attention and mlp; the rest has AdamW"
+    )
+    lr: float = Field(
+        0.01,
+        gt=0.0,
+        description="learning rate of those matrices; Muon's update is scaled to the size of "
+        "AdamW's (arXiv:2502.16982)",
+    )
+    embedding_lr: float = Field(0.02, gt=0.0, description="learning rate of the token embedding")
+    head_lr: float = Field(0.004, gt=0.0, description="learning rate of the output head")
+    mhc_lr: float = Field(
+        0.01,
+        gt=0.0,
+        description="learning rate of hyper-connections, stream embedding and gates; they have no "
+        "weight decay",
+    )
+    weight_decay: float = Field(
+        0.0, ge=0.0, description="decoupled weight decay of the matrices of attention and mlp"
+    )
+    momentum: float = Field(0.95, ge=0.0, lt=1.0, description="Muon's momentum")
+    beta1: float = Field(0.9, ge=0.0, lt=1.0, description="AdamW's decay of the first moment")
+    beta2: float = Field(0.95, ge=0.0, lt=1.0, description="AdamW's decay of the second moment")
+    eps: float = Field(1e-10, gt=0.0, description="AdamW's epsilon")
+    gradient_clip: float | None = Field(
+        1.0, gt=0.0, description="largest norm of the whole gradient; none does not clip"
+    )
+
+
+class WorkersConfig(Settings):
+    """The Ray Train workers: one process of data-parallel training each."""
+
+    num_workers: int = Field(2, ge=1, description="processes; a GPU each with use_gpu")
+    use_gpu: bool = Field(False, description="train on GPUs with NCCL; otherwise on CPUs with gloo")
+    cpus_per_worker: float = Field(
+        1.0, gt=0.0, description="logical CPUs that each worker reserves"
+    )
+    threads_per_worker: int = Field(1, ge=1, description="torch threads of each worker")
+    max_failures: int = Field(
+        3, ge=0, description="times that dead workers are replaced from the last checkpoint"
+    )
+
+
+class TrainConfig(Settings):
+    """One training run."""
+
+    name: str = Field(description="name of the run and of its directory; the same name resumes")
+    storage: str = Field(
+        "runs",
+        description="directory of the runs, made absolute; or a URI such as s3://bucket/runs that "
+        "all machines can write",
+    )
+    seed: int = Field(0, ge=0, description="of weights, order of the data and gate noise")
+    steps: int = Field(ge=1, description="optimizer steps of the whole run")
+    warmup_steps: int = Field(0, ge=0, description="steps over which learning rates rise linearly")
+    warmdown_share: float = Field(
+        0.4,
+        ge=0.0,
+        le=1.0,
+        description="share of the steps, at the end, over which learning rates fall linearly to 0",
+    )
+    total_batch_tokens: int = Field(
+        ge=1, description="tokens of one optimizer step, all workers together"
+    )
+    device_batch: int = Field(
+        ge=1,
+        description="sequences in one forward pass of one worker; gradients accumulate over as "
+        "many passes as total_batch_tokens needs",
+    )
+    gate_noise_share: float = Field(
+        0.0,
+        ge=0.0,
+        le=1.0,
+        description="share of training sequences with random gates, uniform in [0, 1] per "
+        "sublayer, instead of the learned ones; a plain model has no gates and ignores it",
+    )
+    loss_chunk: int = Field(
+        4096,
+        ge=1,
+        description="tokens whose logits exist at once; larger passes compute logits in chunks, "
+        "and again in the backward pass",
+    )
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="of the forward pass; weights and optimizer stay float32"
+    )
+    compile: bool = Field(False, description="torch.compile the training step")
+    log_every: int = Field(10, ge=1, description="steps between progress lines")
+    eval_every: int = Field(100, ge=1, description="steps between validations; the end is always")
+    checkpoint_every: int = Field(
+        100, ge=1, description="steps between checkpoints; the end is always"
+    )
+    keep_last: int = Field(
+        2, ge=2, description="checkpoints kept; two, so that a damaged one has a predecessor"
+    )
+    model: ModelConfig = Field(
+        ModelConfig(), description="the model; vocab_size is set from the tokenizer"
+    )
+    data: DataConfig = Field(
+        DataConfig(builtin_levels=(1,)), description="training text and tokenizer"
+    )
+    optimizer: OptimizerConfig = Field(OptimizerConfig(), description="learning rates")
+    workers: WorkersConfig = Field(WorkersConfig(), description="Ray Train workers")
+    ray: RaySettings = Field(RaySettings(), description="where Ray runs")
+
+    @field_validator("name")
+    @classmethod
+    def _check_name(cls, name: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+            raise ValueError(
+                "a name has letters, digits, '.', '_' and '-', a letter or digit first"
+            )
+        return name
+
+    @field_validator("storage")
+    @classmethod
+    def _make_absolute(cls, storage: str) -> str:
+        # Workers have other working directories.
+        return storage if "://" in storage else os.path.abspath(os.path.expanduser(storage))
+
+    @model_validator(mode="after")
+    def _check_batch(self) -> TrainConfig:
+        context, workers = self.model.max_seq_len, self.workers.num_workers
+        forward = self.device_batch * context * workers
+        if self.total_batch_tokens % forward:
+            raise ValueError(
+                f"total_batch_tokens {self.total_batch_tokens} is not a multiple of {forward} = "
+                f"device_batch {self.device_batch} x model.max_seq_len {context} x "
+                f"workers.num_workers {workers}"
+            )
+        return self
+
+    @property
+    def batch_sequences(self) -> int:
+        """Sequences of one optimizer step, all workers together."""
+        return self.total_batch_tokens // self.model.max_seq_len
+
+    def lr_multiplier(self, step: int) -> float:
+        """What multiplies every learning rate in step 1, 2, ..., `steps`; in (0, 1]."""
+        rise = 1.0 if step >= self.warmup_steps else step / self.warmup_steps
+        warmdown = self.warmdown_share * self.steps
+        left = self.steps - step + 1
+        return min(rise, left / warmdown if left < warmdown else 1.0)
+
+
+def differing_fields(before: TrainConfig, now: TrainConfig) -> list[str]:
+    """Fields that a resumed run may not change and that differ, as `path: before -> now`."""
+    return [
+        f"{path}: {old!r} -> {new!r}"
+        for path, old, new in _leaves("", before.model_dump(), now.model_dump())
+        if path.split(".")[0] not in FREE_ON_RESUME
+    ]
+
+
+def _leaves(prefix: str, old: object, new: object) -> list[tuple[str, object, object]]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [
+            leaf
+            for key in {**old, **new}
+            for leaf in _leaves(f"{prefix}.{key}".lstrip("."), old.get(key), new.get(key))
+        ]
+    return [] if old == new else [(prefix, old, new)]

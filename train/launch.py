@@ -1,0 +1,163 @@
+"""The driver: prepares the data, starts or joins Ray, and has Ray Train run the workers."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+import yaml
+
+from mhc_model.errors import ConfigError
+from mhc_model.settings import to_yaml, validate_settings
+from train.config import TrainConfig, differing_fields
+from train.corpus import Corpus, prepare_corpus
+from train.data import Batches
+from train.resume import find_resume
+from train.run_directory import RunDirectory
+from train.worker import train_worker
+
+# Ray Train's own list of checkpoints. It refuses to start where the list and the directory differ,
+# for example after a kill in the middle of a save. Which checkpoint is whole is decided by reading
+# them (train.resume), so every start begins with a fresh list.
+RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"
+
+# Defaults that the user's environment overrides.
+RAY_ENVIRONMENT = {
+    # Ray Train looks after its workers this often, and every checkpoint waits for a look.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    # Otherwise a worker's print also becomes a log message, and every line is shown twice.
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+}
+PRIVATE_ENVIRONMENT = {
+    # A cluster of one machine has no other to move to.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    # A private cluster has no dashboard. One of Ray Train's helpers asks for it every second, and
+    # would look for it among all the clusters of the machine; nothing listens on this port.
+    "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:9",
+}
+
+
+def launch(config: TrainConfig, ray_arguments: Mapping[str, Any]) -> None:
+    """Trains `config.name` to its last step, from its newest checkpoint if it has one.
+
+    Args:
+        config: of the run.
+        ray_arguments: keyword arguments of `ray.init`.
+
+    Raises:
+        MHCError: if the configuration, the data or the run directory do not allow it.
+        ray.train.TrainingFailedError: if workers failed more often than workers.max_failures.
+    """
+    corpus = prepare_corpus(config.data)
+    config = with_vocabulary(config, corpus.tokenizer.vocab_size)
+    # Refuses a corpus that is too small before anything is written or started.
+    Batches(corpus.tokens, config.model.max_seq_len, config.batch_sequences, config.seed)
+    run = RunDirectory(config.storage, config.name)
+    check_same_run(run, config, corpus)
+    print(
+        f"run {config.name} in {run.location}: {len(corpus.tokens):,} training tokens of "
+        f"{corpus.documents:,} documents, {len(corpus.validation)} held-out documents, "
+        f"{corpus.tokenizer.vocab_size} token ids",
+        flush=True,
+    )
+    found = find_resume(run)
+    if found is not None and found.step >= config.steps:
+        print(f"run {config.name} is complete at step {found.step}: {run.location}", flush=True)
+        return
+    if found is not None:
+        print(f"resuming after step {found.step}", flush=True)
+    run.write_text("config.yaml", to_yaml(config))
+    run.write_text("data.json", json.dumps(corpus.describe(), indent=2) + "\n")
+    run.delete_file(RAY_SNAPSHOT)
+    result = fit(config, corpus, ray_arguments)
+    # Said again here: the last lines of the workers can get lost when Ray shuts down.
+    print(
+        f"run {config.name} is complete at step {config.steps}, held-out loss "
+        f"{result['val_loss']:.4f}, bits per byte {result['val_bpb']:.4f}: {run.location}",
+        flush=True,
+    )
+
+
+def with_vocabulary(config: TrainConfig, vocab_size: int) -> TrainConfig:
+    """The configuration with the model's vocabulary as the tokenizer has it."""
+    model = config.model.model_copy(update={"vocab_size": vocab_size})
+    return config.model_copy(update={"model": model})
+
+
+def check_same_run(run: RunDirectory, config: TrainConfig, corpus: Corpus) -> None:
+    """Refuses to go on with a run that was started with other settings or other data.
+
+    Raises:
+        ConfigError: naming the fields that differ.
+    """
+    saved, data = run.read_text("config.yaml"), run.read_text("data.json")
+    if saved is None or data is None:
+        if run.steps():
+            raise ConfigError(
+                f"{run.location} has checkpoints but no config.yaml and data.json; give another "
+                f"name, or delete the directory"
+            )
+        return
+    before = validate_settings(TrainConfig, yaml.safe_load(saved), f"{run.location}/config.yaml")
+    different = differing_fields(before, config)
+    if not different and json.loads(data)["sha256"] != corpus.sha256:
+        different = ["the content of the data or of the tokenizer"]
+    if different:
+        raise ConfigError(
+            f"run {config.name} exists in {run.location} with other settings: "
+            f"{'; '.join(different)}; give another name, or delete the directory"
+        )
+
+
+def fit(config: TrainConfig, corpus: Corpus, ray_arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Runs the workers to the end; gives the metrics of the last step."""
+    is_private = ray_arguments["address"] == "local"
+    for name, value in (RAY_ENVIRONMENT | (PRIVATE_ENVIRONMENT if is_private else {})).items():
+        os.environ.setdefault(name, value)
+    workers = config.workers
+    # Of Ray's own messages only errors; Ray Train's warnings, as of dead workers, are not affected.
+    ray.init(**ray_arguments, logging_config=ray.LoggingConfig(log_level="ERROR"))
+    try:
+        if is_private:
+            _check_resources(config)
+        trainer = ray.train.torch.TorchTrainer(
+            train_worker,
+            train_loop_config={"config": config, "corpus": ray.put(corpus)},
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=workers.num_workers,
+                use_gpu=workers.use_gpu,
+                resources_per_worker={
+                    "CPU": workers.cpus_per_worker,
+                    **({"GPU": 1} if workers.use_gpu else {}),
+                },
+            ),
+            run_config=ray.train.RunConfig(
+                name=config.name,
+                storage_path=config.storage,
+                failure_config=ray.train.FailureConfig(max_failures=workers.max_failures),
+                logging_config=ray.train.LoggingConfig(log_level="WARNING"),
+            ),
+        )
+        return trainer.fit().metrics or {}
+    finally:
+        ray.shutdown()
+
+
+def _check_resources(config: TrainConfig) -> None:
+    """A cluster of one machine never grows: what it lacks would be waited for endlessly."""
+    workers, resources = config.workers, ray.cluster_resources()
+    needed = {"CPU": workers.num_workers * workers.cpus_per_worker}
+    if workers.use_gpu:
+        needed["GPU"] = workers.num_workers
+    for kind, amount in needed.items():
+        if resources.get(kind, 0.0) < amount:
+            raise ConfigError(
+                f"{workers.num_workers} workers need {amount:g} {kind}s, this machine has "
+                f"{resources.get(kind, 0.0):g}; lower workers.num_workers"
+                + (" or workers.cpus_per_worker, or raise ray.num_cpus" if kind == "CPU" else "")
+            )

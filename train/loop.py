@@ -1,0 +1,200 @@
+"""The training loop of one worker. It knows torch.distributed, and nothing of Ray."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from mhc_model.decoder import Decoder
+from mhc_model.errors import MHCError
+from train.config import TrainConfig
+from train.corpus import Corpus
+from train.data import Batches
+from train.metrics import MetricsLog, Progress
+from train.objective import GateNoise, Objective, draw_gate_noise
+from train.optimizer import Optimizers
+from train.process_group import ProcessGroup
+from train.resume import find_resume, load_step, save_step
+from train.run_directory import RunDirectory
+from train.validation import Validation
+
+Persist = Callable[[int, dict[str, Any], Path | None], None]
+"""persist(step, metrics, directory) stores a checkpoint as step-... of the run and returns when it
+is there. Every worker calls it; only rank 0 has a directory."""
+
+
+class Trainer:
+    """One worker's model, optimizer and data."""
+
+    def __init__(
+        self, config: TrainConfig, corpus: Corpus, run: RunDirectory, group: ProcessGroup
+    ) -> None:
+        """Builds everything at step 0.
+
+        Args:
+            config: with model.vocab_size as the tokenizer has it.
+            corpus: the same on every worker.
+            run: the run's directory.
+            group: the workers; torch's process group is initialised if there are several.
+        """
+        self.config, self.corpus, self.run, self.group = config, corpus, run, group
+        self.step = 0
+        self.decoder = Decoder(config.model, seed=config.seed).to(group.device)
+        self.optimizers = Optimizers(self.decoder, config.optimizer)
+        self.validation = Validation(corpus.validation, corpus.tokenizer, group)
+        self.batches = Batches(
+            corpus.tokens, config.model.max_seq_len, config.batch_sequences, config.seed
+        )
+        self.objective = Objective(self.decoder, config.loss_chunk)
+        if config.compile:
+            self.objective.compile()
+        self.model: torch.nn.Module = self.objective
+        if group.size > 1:
+            self.model = DistributedDataParallel(
+                self.objective,
+                device_ids=[group.device] if group.device.type == "cuda" else None,
+                gradient_as_bucket_view=True,
+            )
+
+    def resume(self) -> None:
+        """Goes to the newest whole checkpoint, if the run has one, and removes what lies beyond."""
+        found = find_resume(self.run) if self.group.is_first else None
+        step = self.group.from_first(found.step if found else 0)
+        if step:
+            if found is None:
+                with self.run.open_step(step) as directory:
+                    found = load_step(directory)
+            self.decoder.load_state_dict(found.checkpoint.model.state_dict())
+            self.optimizers.load_state_tensors(found.optimizer)
+            self.step = step
+        if self.group.is_first:
+            for later in [later for later in self.run.steps() if later > step]:
+                self.run.delete_step(later)
+
+    def fit(self, persist: Persist) -> None:
+        """Trains from the current step to the last.
+
+        Raises:
+            MHCError: if the loss is not a finite number.
+        """
+        config = self.config
+        log = MetricsLog(self.run, self.step) if self.group.is_first else None
+        progress = Progress(self.step + 1, config.steps, config.total_batch_tokens)
+        try:
+            while self.step < config.steps:
+                started = time.perf_counter()
+                row = self.train_step()
+                row |= progress.timing(self.step, time.perf_counter() - started)
+                last = self.step == config.steps
+                evaluated = last or self.step % config.eval_every == 0
+                if evaluated:
+                    row |= self.evaluate()
+                if log is not None:
+                    log.write(row)
+                    if last or self.step % config.log_every == 0:
+                        print(progress.step_line(row), flush=True)
+                    if evaluated:
+                        print(progress.validation_line(row), flush=True)
+                if last or self.step % config.checkpoint_every == 0:
+                    self._save(row, persist)
+                    if log is not None:
+                        log.publish()
+        finally:
+            if log is not None:
+                log.close()
+
+    def train_step(self) -> dict[str, Any]:
+        """One optimizer step on this worker's part of the batch; gives the row of metrics."""
+        config = self.config
+        step = self.step + 1
+        own = config.batch_sequences // self.group.size
+        first = self.group.rank * own
+        noise = self._gate_noise(step)
+        starts = range(first, first + own, config.device_batch)
+        loss = 0.0
+        for start in starts:
+            stop = start + config.device_batch
+            inputs, targets = self.batches.sequences(step, start, stop)
+            part = None if noise is None else GateNoise(*(each[start:stop] for each in noise))
+            with ExitStack() as stack:
+                if stop < first + own:  # only the last pass exchanges gradients
+                    stack.enter_context(self._no_sync())
+                with self._autocast():
+                    pass_loss = self.model(*self._place(inputs, targets), self._place_noise(part))
+                (pass_loss / len(starts)).backward()
+            loss += pass_loss.detach() / len(starts)
+        loss = self.group.mean(float(loss))
+        if not math.isfinite(loss):
+            raise MHCError(
+                f"loss is {loss} at step {step}: lower optimizer.lr or the other learning rates, "
+                f"or clip gradients (optimizer.gradient_clip)"
+            )
+        multiplier = config.lr_multiplier(step)
+        norm = self.optimizers.step(multiplier)
+        self.step = step
+        return {
+            "step": step,
+            "loss": loss,
+            "lr_multiplier": round(multiplier, 6),
+            "grad_norm": norm,
+        }
+
+    def evaluate(self) -> dict[str, float | list[float]]:
+        """Held-out metrics; every worker calls it and gets the same."""
+        with self._autocast():
+            return self.validation.evaluate(self.decoder)
+
+    def _save(self, row: dict[str, Any], persist: Persist) -> None:
+        if not self.group.is_first:
+            persist(self.step, row, None)
+            return
+        directory = Path(tempfile.mkdtemp(prefix="checkpoint-"))
+        try:
+            tensors = self.optimizers.state_tensors()
+            metadata = {"run": self.config.name, "metrics": row, "corpus": self.corpus.sha256}
+            save_step(directory, self.step, self.decoder, self.corpus.tokenizer, tensors, metadata)
+            persist(self.step, row, directory)
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
+        for step in self.run.steps()[: -self.config.keep_last]:
+            self.run.delete_step(step)
+
+    def _gate_noise(self, step: int) -> GateNoise | None:
+        """Noise of all sequences of the step; each worker takes its rows."""
+        config = self.config
+        if config.model.mhc is None or config.gate_noise_share == 0.0:
+            return None
+        return draw_gate_noise(
+            config.seed,
+            step,
+            config.batch_sequences,
+            config.model.n_gates,
+            config.gate_noise_share,
+        )
+
+    def _no_sync(self) -> AbstractContextManager[None]:
+        if isinstance(self.model, DistributedDataParallel):
+            return self.model.no_sync()
+        return nullcontext()
+
+    def _autocast(self) -> AbstractContextManager[None]:
+        return torch.autocast(
+            self.group.device.type,
+            dtype=torch.bfloat16,
+            enabled=self.config.precision == "bfloat16",
+        )
+
+    def _place(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(tensor.to(self.group.device, non_blocking=True) for tensor in tensors)
+
+    def _place_noise(self, noise: GateNoise | None) -> GateNoise | None:
+        return None if noise is None else GateNoise(*self._place(*noise))

@@ -1,0 +1,95 @@
+"""What a checkpoint holds beside the model, and where a run goes on.
+
+`step-000100/trainer/` has the optimizer's tensors and a few numbers, and nothing pickled. There is
+no state of a random generator or of a loader to save: the data of a step and its gate noise are
+functions of (seed, step).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mhc_model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from mhc_model.decoder import Decoder
+from mhc_model.errors import CheckpointError
+from mhc_model.tokenizer import Tokenizer
+from train.run_directory import RunDirectory, step_name
+
+FORMAT = 1
+
+
+class Resume(NamedTuple):
+    """A checkpoint that was read and verified."""
+
+    step: int
+    checkpoint: Checkpoint
+    optimizer: dict[str, Tensor]
+
+
+def save_step(
+    directory: Path,
+    step: int,
+    decoder: Decoder,
+    tokenizer: Tokenizer,
+    optimizer: dict[str, Tensor],
+    metadata: dict[str, object],
+) -> None:
+    """Writes `directory`/model and `directory`/trainer."""
+    content_hash = save_checkpoint(
+        directory / "model", decoder, tokenizer, metadata={"step": step, **metadata}
+    )
+    trainer = directory / "trainer"
+    trainer.mkdir()
+    save_file(optimizer, trainer / "state.safetensors")
+    state = {
+        "format": FORMAT,
+        "step": step,
+        "model": content_hash,
+        "sha256": _sha256(trainer / "state.safetensors"),
+    }
+    (trainer / "state.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+
+
+def load_step(directory: Path) -> Resume:
+    """Reads and verifies what `save_step` wrote.
+
+    Raises:
+        CheckpointError: if a file is missing, truncated or altered, or model and trainer are not of
+            the same step.
+    """
+    checkpoint = load_checkpoint(directory / "model")
+    trainer = directory / "trainer"
+    try:
+        state = json.loads((trainer / "state.json").read_text(encoding="utf-8"))
+        expected = (FORMAT, checkpoint.content_hash, _sha256(trainer / "state.safetensors"))
+        found = (state["format"], state["model"], state["sha256"])
+        tensors = load_file(trainer / "state.safetensors")
+        step = int(state["step"])
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise CheckpointError(f"{trainer} cannot be read: {type(error).__name__} {error}") from None
+    if found != expected:
+        raise CheckpointError(f"{trainer} was altered, or is not of the model beside it")
+    return Resume(step, checkpoint, tensors)
+
+
+def find_resume(run: RunDirectory) -> Resume | None:
+    """The newest whole checkpoint of a run, None if there is none; says which ones are damaged."""
+    for step in reversed(run.steps()):
+        try:
+            with run.open_step(step) as directory:
+                return load_step(directory)
+        except CheckpointError as error:
+            print(f"checkpoint {step_name(step)} is damaged and not used: {error}", flush=True)
+    return None
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
