@@ -1,0 +1,162 @@
+"""Every error leaves the server in OpenAI's envelope, made here and nowhere else.
+
+{"error": {"message": ..., "type": ..., "param": ..., "code": ...}}
+"""
+
+from __future__ import annotations
+
+import difflib
+import reprlib
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+
+from mhc_model.errors import DataError, EngineError, GateError, MHCError
+from serve.schemas import CompletionRequest
+
+MAX_MESSAGE = 2000
+
+
+class ErrorDetail(BaseModel):
+    """OpenAI's error object."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorResponse(BaseModel):
+    """The envelope of every response that is not 2xx."""
+
+    error: ErrorDetail
+
+
+class APIError(MHCError):
+    """An error that knows its HTTP status.
+
+    Attributes:
+        status: HTTP status.
+        message: names the value, the limit and the fix.
+        param: field of the request at fault.
+        code: what a program may compare.
+        headers: sent with the response.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.param = param
+        self.code = code
+        self.headers = dict(headers or {})
+
+    @property
+    def type(self) -> str:
+        if self.status == HTTPStatus.TOO_MANY_REQUESTS:
+            return "rate_limit_error"
+        return "server_error" if self.status >= 500 else "invalid_request_error"
+
+    def response(self) -> JSONResponse:
+        detail = ErrorDetail(
+            message=_shortened(self.message),
+            type=self.type,
+            param=None if self.param is None else _shortened(self.param),
+            code=self.code,
+        )
+        body = ErrorResponse(error=detail).model_dump()
+        return JSONResponse(body, status_code=self.status, headers=self.headers)
+
+
+def overloaded(limit: int, retry_after_s: int = 1) -> APIError:
+    """429: the queue is full."""
+    return APIError(
+        HTTPStatus.TOO_MANY_REQUESTS,
+        f"the server holds {limit} prompts and takes no more now; try again in {retry_after_s} s",
+        code="server_overloaded",
+        headers={"Retry-After": str(retry_after_s)},
+    )
+
+
+def unavailable(reason: str) -> APIError:
+    """503: the engine does not run."""
+    return APIError(HTTPStatus.SERVICE_UNAVAILABLE, reason, code="engine_unavailable")
+
+
+def as_api_error(error: Exception) -> APIError:
+    """The HTTP form of any exception; what is not the caller's fault is a 500 without details."""
+    match error:
+        case APIError():
+            return error
+        case GateError():
+            return APIError(HTTPStatus.BAD_REQUEST, str(error), "gates", "invalid_gates")
+        case EngineError() | DataError():
+            return APIError(HTTPStatus.BAD_REQUEST, str(error))
+        case RequestValidationError():
+            return _validation_error(error)
+        case HTTPException():
+            return APIError(error.status_code, str(error.detail), headers=error.headers)
+        case _:
+            return APIError(
+                HTTPStatus.INTERNAL_SERVER_ERROR, "internal error; the server's log has the details"
+            )
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """Puts every error of `app` into the envelope."""
+
+    async def handle(request: Request, error: Exception) -> JSONResponse:
+        return as_api_error(error).response()
+
+    for kind in (MHCError, RequestValidationError, HTTPException, Exception):
+        app.add_exception_handler(kind, handle)
+
+
+def _validation_error(error: RequestValidationError) -> APIError:
+    """Names the first field at fault; a body that is no object at all has no field."""
+    detail = error.errors()[0]
+    path = [str(part) for part in detail["loc"][1:]]  # loc[0] is "body"
+    name = ".".join(path)
+    if not path:
+        message = "the body must be a JSON object sent with Content-Type: application/json"
+    elif detail["type"] == "extra_forbidden":
+        message = _unknown_field(name)
+    elif detail["type"] == "missing":
+        message = f"{name} is required"
+    else:
+        reason = detail["msg"].removeprefix("Value error, ")
+        message = f"{name} is {reprlib.repr(detail['input'])}: {reason}"
+    return APIError(HTTPStatus.BAD_REQUEST, message, path[0] if path else None)
+
+
+def _unknown_field(name: str) -> str:
+    known = list(CompletionRequest.model_fields)
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+    return f"unknown field {name!r}; {hint}"
+
+
+def _shortened(text: str) -> str:
+    """A message quotes what was sent, which may be megabytes; its end names the limits."""
+    if len(text) <= MAX_MESSAGE:
+        return text
+    half = MAX_MESSAGE // 2
+    return f"{text[:half]} ... {text[-half:]}"
+
+
+def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Entries of a route's OpenAPI document."""
+    return {status: {"model": ErrorResponse} for status in statuses}

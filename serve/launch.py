@@ -1,0 +1,149 @@
+"""The driver: starts Ray and Serve, says where the server is, and ends both when told to stop."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import threading
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+import ray.serve
+from ray.serve.schema import LoggingConfig
+
+from mhc_model.errors import ConfigError, EngineError
+from mhc_model.gates import allowed_gates
+from serve.deployment import build
+from serve.schemas import ModelCard, ModelList
+from serve.settings import ServeSettings
+
+APPLICATION = "mhc-gates"
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def launch(settings: ServeSettings, ray_arguments: Mapping[str, Any]) -> None:
+    """Serves until SIGINT or SIGTERM, then ends what it started.
+
+    On a cluster of its own that is Serve and the cluster; on a shared one, this application.
+
+    Args:
+        settings: checked, with absolute paths.
+        ray_arguments: keyword arguments of `ray.init`.
+
+    Raises:
+        ConfigError: if the cluster is smaller than the replicas need.
+        EngineError: if a replica fails to start.
+    """
+    with _interrupted_by_signals():
+        try:
+            ray.init(**ray_arguments, logging_level=logging.WARNING)
+            _interrupt_on_signals()  # ray.init puts its own handler
+            _serve(settings, private=ray_arguments["address"] == "local")
+        except KeyboardInterrupt:
+            pass
+        finally:
+            _ignore_signals()  # a second Ctrl-C would leave processes behind
+            ray.shutdown()
+
+
+def _serve(settings: ServeSettings, private: bool) -> None:
+    if private:
+        _check_resources(settings)
+    try:
+        _deploy(settings)
+        _announce(settings)
+        threading.Event().wait()
+    finally:
+        _ignore_signals()
+        if private:
+            ray.serve.shutdown()
+        else:
+            ray.serve.delete(APPLICATION)
+
+
+def _deploy(settings: ServeSettings) -> None:
+    """Returns once the replicas answer."""
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
+    ray.serve.start(
+        http_options={"host": settings.host, "port": settings.port}, logging_config=quiet
+    )
+    try:
+        ray.serve.run(build(settings), name=APPLICATION, route_prefix="/", logging_config=quiet)
+    except RuntimeError as error:  # Serve's own, with the replica's traceback in it
+        raise EngineError(f"no replica started, its traceback is above: {error}") from None
+
+
+def _check_resources(settings: ServeSettings) -> None:
+    """Serve would wait without end for CPUs that a private cluster, unlike others, never gets."""
+    there = ray.cluster_resources()
+    for resource, each, flag in (
+        ("CPU", settings.cpus_per_replica, "--cpus-per-replica"),
+        ("GPU", settings.gpus_per_replica, "--gpus-per-replica"),
+    ):
+        wanted = each * settings.replicas
+        if wanted > there.get(resource, 0.0):
+            raise ConfigError(
+                f"{settings.replicas} replicas need {wanted:g} {resource}s, this machine has "
+                f"{there.get(resource, 0.0):g}; lower --replicas or {flag}"
+            )
+
+
+def _announce(settings: ServeSettings) -> None:
+    host = "127.0.0.1" if settings.host == "0.0.0.0" else settings.host
+    url = f"http://{host}:{settings.port}"
+    try:
+        with urllib.request.urlopen(f"{url}/v1/models", timeout=30) as response:
+            card = ModelList.model_validate_json(response.read()).data[0]
+    except OSError as error:
+        raise EngineError(
+            f"{url} does not answer ({error}); if Serve already ran on this cluster, it kept its "
+            f"own host and port: give the same"
+        ) from None
+    print(f"serving {card.id} at {url}")
+    print(f"  checkpoint {card.checkpoint}")
+    print(f"  gates: {_describe_gates(card)}")
+    example: dict[str, object] = {"prompt": "Question:", "max_tokens": 16, "temperature": 0}
+    if card.n_gates:
+        example["gates"] = 0.5
+    print(
+        f"  curl {url}/v1/completions -H 'Content-Type: application/json' "
+        f"-d '{json.dumps(example)}'",
+        flush=True,
+    )
+
+
+def _describe_gates(card: ModelCard) -> str:
+    if card.learned_gates is None:
+        return "none, this model is plain (mhc: null)"
+    low, high = min(card.learned_gates), max(card.learned_gates)
+    policy = ', "policy"' if card.policy else ""
+    return (
+        f'"learned" ({low:.3f} to {high:.3f}){policy}, or numbers, {allowed_gates(card.n_layers)}'
+    )
+
+
+@contextmanager
+def _interrupted_by_signals() -> Iterator[None]:
+    """Within, SIGINT and SIGTERM raise KeyboardInterrupt in the main thread."""
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    _interrupt_on_signals()
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _interrupt_on_signals() -> None:
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.default_int_handler)
+
+
+def _ignore_signals() -> None:
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

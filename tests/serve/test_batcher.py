@@ -1,0 +1,180 @@
+"""Callers share one batch, wait in a bounded queue, may leave, and never hang."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+
+import pytest
+
+from mhc_model import EngineError, Request, SamplingParams
+from serve.batcher import Batcher
+from serve.errors import APIError
+
+SECONDS = 20
+BODY = {"prompt": [1, 2, 3], "max_tokens": 90, "temperature": 0}
+
+
+class Valve:
+    """Sits in the model's first layer: holds the engine's thread, makes it fail, counts passes."""
+
+    def __init__(self, engine) -> None:
+        self.open = threading.Event()
+        self.fail = False
+        self.passes = 0
+        engine.model.layers[0].attention.register_forward_pre_hook(self._pass)
+
+    def _pass(self, module, arguments) -> None:
+        self.open.wait(SECONDS)
+        self.passes += 1
+        if self.fail:
+            raise RuntimeError("device lost")
+
+
+@pytest.fixture
+def engine(make_engine):
+    return make_engine(max_batch=2)
+
+
+@pytest.fixture
+def valve(engine):
+    valve = Valve(engine)
+    yield valve
+    valve.open.set()
+
+
+@pytest.fixture
+def batcher(engine, valve):
+    batcher = Batcher(engine, max_queue=4)
+    yield batcher
+    valve.open.set()
+    batcher.close()
+
+
+def requests(count: int, max_tokens: int = 2) -> list[Request]:
+    sampling = SamplingParams(max_tokens=max_tokens)
+    return [Request([1, 2, 3], sampling=sampling) for _ in range(count)]
+
+
+def wait_until(condition) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, "did not happen in time"
+        time.sleep(0.005)
+
+
+def test_completions_come_in_the_order_of_the_requests(batcher, valve):
+    valve.open.set()
+    sent = [
+        Request([1, 2, 3], gates=i / 5, sampling=SamplingParams(max_tokens=9)) for i in range(5)
+    ]
+    done = batcher.submit(sent).result(SECONDS)
+    assert [completion.request_id for completion in done] == [request.id for request in sent]
+    wait_until(lambda: batcher.pending == 0)
+
+
+def test_a_call_with_one_bad_request_is_refused_whole(batcher, valve, engine):
+    valve.open.set()
+    bad = Request([1, 10_000])
+    future = batcher.submit([*requests(2, 90), bad, *requests(1)])
+    with pytest.raises(EngineError, match="vocabulary"):
+        future.result(SECONDS)
+    wait_until(lambda: batcher.pending == 0 and not engine.has_work)
+    assert valve.passes < 5  # what had been accepted was dropped, not decoded
+    assert len(batcher.submit(requests(3)).result(SECONDS)) == 3
+
+
+def test_a_full_queue_refuses_and_later_accepts(batcher, valve):
+    calls = [batcher.submit(requests(1)) for _ in range(5)]
+    with pytest.raises(APIError, match="6 prompts") as refused:
+        batcher.submit(requests(2))
+    assert refused.value.status == 429
+    assert int(refused.value.response().headers["Retry-After"]) >= 1
+    calls.append(batcher.submit(requests(1)))
+    valve.open.set()
+    assert all(len(call.result(SECONDS)) == 1 for call in calls)
+    wait_until(lambda: batcher.pending == 0)
+    assert len(batcher.submit(requests(6)).result(SECONDS)) == 6
+
+
+def test_cancelling_frees_the_rows_and_nobody_else(batcher, valve, engine):
+    leaving = batcher.submit(requests(2, 90))
+    wait_until(lambda: batcher.active == 2)
+    waiting = batcher.submit(requests(1, 90))
+    staying = batcher.submit(requests(1))
+    assert leaving.cancel()
+    assert waiting.cancel()
+    assert batcher.pending == 1
+    valve.open.set()
+    assert len(staying.result(SECONDS)) == 1
+    wait_until(lambda: not engine.has_work)
+    assert valve.passes < 20  # of the 90 that the others would have taken
+
+
+def test_an_engine_failure_reaches_everyone(batcher, valve):
+    calls = [batcher.submit(requests(2)) for _ in range(3)]
+    valve.fail = True
+    valve.open.set()
+    for call in calls:
+        with pytest.raises(APIError, match="RuntimeError") as failed:
+            call.result(SECONDS)
+        assert failed.value.status == 503
+    with pytest.raises(APIError, match="RuntimeError"):
+        batcher.submit(requests(1))
+    assert batcher.failure is not None
+
+
+def test_closing_fails_what_is_under_way(batcher, valve):
+    call = batcher.submit(requests(2))
+    wait_until(lambda: batcher.active == 2)
+    threading.Timer(0.1, valve.open.set).start()
+    batcher.close()
+    with pytest.raises(APIError, match="shutting down"):
+        call.result(SECONDS)
+    with pytest.raises(APIError, match="shutting down"):
+        batcher.submit(requests(1))
+
+
+def test_the_event_loop_goes_on_and_a_client_may_leave(engine, valve, make_service, client_of):
+    service = make_service(engine)
+
+    async def run() -> None:
+        async with client_of(service) as client:
+            post = asyncio.create_task(client.post("/v1/completions", json=BODY))
+            while (await client.get("/health")).json()["active"] == 0:
+                await asyncio.sleep(0.005)
+            health = (await client.get("/health")).json()  # the engine is still held in its step
+            assert (health["active"], health["waiting"]) == (1, 0)
+            post.cancel()
+            await asyncio.wait([post])
+            assert post.cancelled()
+            valve.open.set()
+
+    asyncio.run(run())
+    wait_until(lambda: not engine.has_work)
+    assert valve.passes < 20  # of 90
+    assert service.failure is None
+
+
+def test_overload_and_failure_over_http(engine, valve, make_service, client_of):
+    service = make_service(engine, max_queue=0)
+
+    async def run() -> None:
+        async with client_of(service) as client:
+            first = asyncio.create_task(
+                client.post("/v1/completions", json={**BODY, "prompt": [[1], [2]]})
+            )
+            while (await client.get("/health")).json()["active"] < 2:
+                await asyncio.sleep(0.005)
+            refused = await client.post("/v1/completions", json=BODY)
+            assert refused.status_code == 429
+            assert refused.headers["retry-after"]
+            assert refused.json()["error"]["type"] == "rate_limit_error"
+            valve.fail = True
+            valve.open.set()
+            for response in (await first, await client.get("/health")):
+                assert response.status_code == 503
+                assert response.json()["error"]["type"] == "server_error"
+
+    asyncio.run(run())
