@@ -1,0 +1,51 @@
+"""A tiny checkpoint with a tokenizer, and a private Ray cluster for modules that ask for one."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from evals.tasks import document, load_problems
+from mhc_model import save_checkpoint
+from mhc_model.settings import RaySettings
+from mhc_model.tokenizer import Tokenizer
+
+# Before any test module imports Ray, which reads the authentication mode then.
+RaySettings().init_arguments()
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.train([document(p) for p in load_problems("builtin:1", "train", 300)], 300)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory, tokenizer, tiny_model) -> Path:
+    """An mHC checkpoint of 2 layers of width 32 whose gates change its output."""
+    directory = tmp_path_factory.mktemp("rl") / "model"
+    model = tiny_model(vocab_size=tokenizer.vocab_size, n_layers=2, max_seq_len=128)
+    save_checkpoint(directory, model, tokenizer)
+    return directory
+
+
+@pytest.fixture
+def short_directory() -> Iterator[str]:
+    """Ray's socket paths must be short, and pytest's own directories are not."""
+    directory = tempfile.mkdtemp(prefix="r-")
+    yield directory
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def ray_cluster() -> Iterator[None]:
+    import ray
+
+    directory = tempfile.mkdtemp(prefix="r-")
+    ray.init(**RaySettings(num_cpus=4, temp_dir=directory).init_arguments())
+    yield
+    ray.shutdown()
+    shutil.rmtree(directory, ignore_errors=True)

@@ -1,0 +1,137 @@
+"""The environment's contract with RLlib, and the log of rollouts. No Ray: the pool is an engine."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from evals.tasks import load_problems
+from mhc_model import DataError, Engine
+from mhc_model.policy import PolicyConfig, prompt_observation
+from rl.config import RLConfig
+from rl.env import GateVectorEnv, ProblemStream
+from rl.pool import Result
+from rl.rollouts import Asker, RolloutLog
+
+
+class LocalPool:
+    """What `Asker` needs of a pool, over one engine in this process; counts the calls."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.calls: list[int] = []
+
+    def run(self, requests):
+        self.calls.append(len(requests))
+        return [Result(completion, 0, 1) for completion in self.engine.generate(requests)]
+
+
+@pytest.fixture
+def asker(checkpoint) -> Asker:
+    engine = Engine.from_checkpoint(checkpoint, device="cpu")
+    config = RLConfig(name="t", checkpoint=str(checkpoint), max_tokens=6)
+    return Asker(LocalPool(engine), engine.tokenizer, config)
+
+
+def make_env(asker: Asker, directory, envs: int = 3, position: int = 0) -> GateVectorEnv:
+    problems = load_problems("builtin:1", "train", 10)
+    prompts = [asker.prompt_tokens(problem) for problem in problems]
+    return GateVectorEnv(
+        envs,
+        problems,
+        prompt_observation(asker.pool.engine.model, prompts),
+        PolicyConfig(action_space="per_layer", n_layers=2, observation_dim=32),
+        asker,
+        RolloutLog(directory, position),
+        seed=7,
+        position=position,
+    )
+
+
+def test_a_step_is_one_pool_call_and_the_reset_step_is_none(asker, tmp_path):
+    env = make_env(asker, tmp_path)
+    first, _ = env.reset()
+    actions = np.array([[0.0, 1.0], [0.25, 0.75], [1.0, 0.5]], dtype=np.float32)
+    final, rewards, terminated, truncated, _ = env.step(actions)
+    assert asker.pool.calls == [3]
+    assert terminated.all()
+    assert not truncated.any()
+    assert set(rewards) <= {0.0, 1.0}
+    np.testing.assert_array_equal(first, final)
+    shown, rewards, terminated, truncated, _ = env.step(actions)
+    assert asker.pool.calls == [3], "the pool is not called to reset"
+    assert not rewards.any()
+    assert not terminated.any()
+    assert not np.array_equal(shown, final)
+    assert env.observation_space.contains(shown)
+    used = [rollout.gates for rollout in env.recent]
+    assert used == [(0.0, 0.0, 1.0, 1.0), (0.25, 0.25, 0.75, 0.75), (1.0, 1.0, 0.5, 0.5)]
+
+
+def test_rewards_are_the_tasks_scores(asker, tmp_path):
+    problems = load_problems("builtin:1", "train", 3)
+    right = [problem.answer.split("#### ")[1] for problem in problems]
+
+    class Answering(LocalPool):
+        """Runs the model, then puts known answers in the place of its own."""
+
+        def run(self, requests):
+            texts = [f" so\n#### {right[0]}", f" it is {right[1]}", " nothing\n#### 98765"]
+            return [
+                result._replace(completion=replace(result.completion, text=text))
+                for result, text in zip(super().run(requests), texts, strict=True)
+            ]
+
+    pool = Answering(asker.pool.engine)
+    strict = Asker(pool, asker.tokenizer, asker.config)
+    flexible = Asker(pool, asker.tokenizer, asker.config.model_copy(update={"reward": "flexible"}))
+    assert [rollout.reward for rollout in strict.ask(problems, None)] == [1.0, 0.0, 0.0]
+    assert [rollout.reward for rollout in flexible.ask(problems, None)] == [1.0, 1.0, 0.0]
+
+
+def test_problems_are_a_function_of_seed_and_position():
+    stream = ProblemStream(5, seed=3)
+    whole = stream.indices(0, 12)
+    assert sorted(whole[:5]) == sorted(whole[5:10]) == list(range(5))
+    assert stream.indices(4, 5) == whole[4:9]
+    assert ProblemStream(5, seed=4).indices(0, 12) != whole
+
+
+def test_a_resumed_environment_goes_on_where_it_was(asker, tmp_path):
+    actions = np.full((3, 2), 0.5, dtype=np.float32)
+    env = make_env(asker, tmp_path)
+    env.reset()
+    for _ in range(3):
+        env.step(actions)
+    expected = [rollout.problem for rollout in env.recent]
+    assert env.position == 6
+    (tmp_path / "again").mkdir()
+    lines = (tmp_path / "rollouts.jsonl").read_text().splitlines()
+    (tmp_path / "again" / "rollouts.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    again = make_env(asker, tmp_path / "again", position=3)
+    again.reset()
+    again.step(actions)
+    assert [rollout.problem for rollout in again.recent] == expected[3:]
+    rows = [json.loads(s) for s in (tmp_path / "again" / "rollouts.jsonl").open()]
+    assert [row["index"] for row in rows] == list(range(6))
+    superseded = (tmp_path / "again" / "rollouts.superseded.jsonl").read_text().splitlines()
+    assert superseded == lines[3:], "what is done again is set aside, not overwritten"
+
+
+def test_a_log_that_lacks_rollouts_is_refused(tmp_path):
+    (tmp_path / "rollouts.jsonl").write_text('{"index": 0}\n{"index": 2}\n')
+    with pytest.raises(DataError, match="line 2 is not rollout 1"):
+        RolloutLog(tmp_path, 2)
+    (tmp_path / "rollouts.jsonl").write_text('{"index": 0}\n{"index": 1}\n')
+    with pytest.raises(DataError, match="has 2 rollouts; the saved state has 3"):
+        RolloutLog(tmp_path, 3)
+
+
+def test_a_line_cut_off_by_a_kill_is_set_aside(tmp_path):
+    (tmp_path / "rollouts.jsonl").write_text('{"index": 0}\n{"ind')
+    RolloutLog(tmp_path, 1).close()
+    assert (tmp_path / "rollouts.jsonl").read_text() == '{"index": 0}\n'
+    assert (tmp_path / "rollouts.superseded.jsonl").read_text() == '{"ind\n'
