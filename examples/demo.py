@@ -115,7 +115,7 @@ def ask_served_model(checkpoint: Path, policy: Path) -> dict:
 
 
 def ask(base: str) -> dict:
-    question = "Tom has 7 apples. He buys 5 more apples. How many apples does Tom have now?"
+    question = "Tom has 7 apples. Anna gives Tom 5 more. How many apples does Tom have now?"
     prompt = f"Question: {question}\nAnswer:"
     answers = {"question": question, "texts": {}}
     for gates in (0, 1, "policy"):
