@@ -58,7 +58,9 @@ def main() -> None:
     answers = ask_served_model(mhc, rl / "policy")
 
     print_routing(mhc)
-    print(f"\nOne question, two gate vectors, one server (checkpoint {answers['checkpoint'][:12]}):")
+    print(
+        f"\nOne question, two gate vectors, one server (checkpoint {answers['checkpoint'][:12]}):"
+    )
     print(f"  {answers['question']}")
     for gates, text in answers["texts"].items():
         print(f"  gates {gates}: {text!r}")

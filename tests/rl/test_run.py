@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from mhc_model import ConfigError, save_checkpoint
@@ -56,6 +58,39 @@ def test_run_resume_and_load_without_ray(arguments, tmp_path, capfd):
     assert gates_without_ray(directory / "policy", "5 6 7") == gates_without_ray(
         directory / "policy", "5 6 7"
     )
+
+
+@pytest.mark.slow
+def test_a_replica_killed_during_a_run_loses_no_episode(arguments, tmp_path):
+    directory = tmp_path / "tiny"
+    command = [sys.executable, "-m", "rl", *arguments, "--iterations", "8", "--max-tokens", "40"]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        victim = wait_for_replica(run, directory / "rollouts.jsonl")
+        victim.kill()
+        output, _ = run.communicate(timeout=240)
+    finally:
+        run.kill()
+    assert run.returncode == 0, output
+    rollouts = rows(directory / "rollouts.jsonl")
+    assert [row["index"] for row in rollouts] == list(range(128))
+    last = rows(directory / "metrics.jsonl")[-1]
+    assert last["restarted"] >= 1
+    assert last["lost"] == 0
+    assert last["completed"] == last["requested"]
+
+
+def wait_for_replica(run: subprocess.Popen, rollouts: Path) -> psutil.Process:
+    """The replica's process, once episodes come in."""
+    deadline = time.monotonic() + 180
+    while time.monotonic() < deadline and run.poll() is None:
+        if rollouts.exists() and len(rollouts.read_text().splitlines()) >= 16:
+            for process in psutil.Process(run.pid).children(recursive=True):
+                if "ray::Replica" in " ".join(process.cmdline()):
+                    return process
+        time.sleep(0.05)
+    run.kill()
+    raise AssertionError(f"no replica at work: {run.communicate()[0]}")
 
 
 def gates_without_ray(policy: Path, prompt: str) -> list[float]:

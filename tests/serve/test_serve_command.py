@@ -189,9 +189,9 @@ def _check_mistakes(client: httpx.Client, body: dict) -> None:
 def _check_disconnect(url: str, client: httpx.Client) -> None:
     """Seconds of work are dropped when the client goes away."""
     work = {"prompt": [[1, 2, 3]] * 280, "max_tokens": 90, "seed": 1}
-    with pytest.raises(httpx.ReadTimeout):
+    with pytest.raises(httpx.TimeoutException):
         httpx.post(f"{url}/v1/completions", json=work, timeout=0.7)
-    deadline = time.monotonic() + 2
+    deadline = time.monotonic() + 5
     while True:
         health = client.get("/health").json()
         if health["active"] + health["waiting"] == 0:
