@@ -173,7 +173,5 @@ def prompt_observation(model: Decoder, prompts: Sequence[Sequence[int]]) -> Tens
     if len(prompts) == 0 or int(lengths.min()) == 0:
         raise ValueError("an observation needs at least one prompt, each of at least one token")
     flat = torch.tensor([token for prompt in prompts for token in prompt])
-    starts = lengths.cumsum(0) - lengths
-    return F.embedding_bag(
-        flat.to(embedding.device), embedding.float(), starts.to(embedding.device), mode="mean"
-    )
+    rows = embedding[flat.to(embedding.device)].float()
+    return torch.segment_reduce(rows, "mean", lengths=lengths.to(embedding.device))

@@ -58,7 +58,8 @@ def _truncate(scaled: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
     probability = values.softmax(dim=-1)
     # Mass of the likelier tokens: the token that crosses top_p is kept, so one always remains.
     before = probability.cumsum(dim=-1) - probability
-    outside = (before >= top_p[:, None]) & (top_p < 1.0)[:, None]
+    # Whatever top_p is, the likeliest token stays.
+    outside = (before >= top_p[:, None]) & (top_p < 1.0)[:, None] & (rank > 0)
     values = values.masked_fill(outside, -torch.inf)
     return torch.empty_like(scaled).scatter_(-1, order, values)
 

@@ -90,3 +90,16 @@ def test_noise_is_uniform_and_independent_of_the_batch():
     assert torch.equal(counter_uniform(seeds[50:51], index[50:51], 500)[0], noise[50])
     large = torch.tensor([(1 << 63) - 1, (1 << 63) - 2])
     assert (counter_uniform(large, torch.zeros(2, dtype=torch.int64), 50).diff(dim=0) != 0).all()
+
+
+def test_a_vanishing_top_p_keeps_the_likeliest_token():
+    logits = torch.tensor([[0.0, 3.0, 1.0]])
+    drawn = sample(
+        logits,
+        temperature=torch.tensor([1.0]),
+        top_k=torch.tensor([0]),
+        top_p=torch.tensor([1e-60]),
+        seed=torch.tensor([0]),
+        index=torch.tensor([0]),
+    )
+    assert drawn.tolist() == [1]

@@ -110,10 +110,12 @@ def test_resuming_drops_rows_and_checkpoints_beyond(finished_copy, make_trainer,
     directory = Path(config.storage, config.name)
     before = read_rows(config)
     (directory / "step-000016" / "model" / "model.safetensors").unlink()
+    (directory / "step-000099").mkdir()  # cut off while it was copied
     with (directory / "metrics.jsonl").open("a") as file:
         file.write('{"step": 17, "lo')  # cut off by a kill
     resumed = run_to(config, 16, make_trainer, persist_in)
     assert resumed.step == 16
+    assert resumed.run.steps() == [12, 16]
     rows = read_rows(config)
     assert [row["step"] for row in rows] == list(range(1, 17))
     assert [row["loss"] for row in rows] == pytest.approx([r["loss"] for r in before], abs=1e-6)
