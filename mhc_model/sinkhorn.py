@@ -9,8 +9,11 @@ then return the missing mass as one non-negative rank-one term.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 def sinkhorn_knopp(logits: Tensor, iters: int = 20, tau: float = 1.0, exact: bool = True) -> Tensor:
@@ -44,13 +47,40 @@ def sinkhorn_knopp(logits: Tensor, iters: int = 20, tau: float = 1.0, exact: boo
     # without it, logits of +-200 and a hundred iterations give inf * 0 there.
     log_p = log_p - torch.logsumexp(log_p, dim=1, keepdim=True)
     log_p = log_p - torch.logsumexp(log_p, dim=0, keepdim=True)
-    p = log_p.clamp(min=-60.0).exp()
-    for _ in range(iters - 1):
-        p = p / p.sum(dim=1, keepdim=True)
-        p = p / p.sum(dim=0, keepdim=True)
+    p = _Scaling.apply(log_p.clamp(min=-60.0).exp(), iters - 1)
     if exact:
         p = _round_to_birkhoff(p)
     return p.movedim((0, 1), (-2, -1))
+
+
+class _Scaling(torch.autograd.Function):
+    """`iters` times: divide the rows by their sums, then the columns by theirs.
+
+    Saves its input only. The backward pass does the iterations again and goes back through them;
+    recorded by autograd they would cost several times the operations and 2 * iters matrices.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, p: Tensor, iters: int) -> Tensor:
+        ctx.save_for_backward(p)
+        ctx.iters = iters
+        for dim in (1, 0) * iters:
+            p = p / p.sum(dim=dim, keepdim=True)
+        return p
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (p,) = ctx.saved_tensors
+        steps = []
+        for dim in (1, 0) * ctx.iters:
+            total = p.sum(dim=dim, keepdim=True)
+            p = p / total
+            steps.append((dim, total, p))
+        # With q = p / s and s = sum(p): dL/dp = (dL/dq - sum(dL/dq * q)) / s.
+        for dim, total, p in reversed(steps):
+            grad = (grad - (grad * p).sum(dim=dim, keepdim=True)) / total
+        return grad, None
 
 
 def _round_to_birkhoff(p: Tensor) -> Tensor:
