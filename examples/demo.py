@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -62,8 +63,8 @@ def main() -> None:
         f"\nOne question, two gate vectors, one server (checkpoint {answers['checkpoint'][:12]}):"
     )
     print(f"  {answers['question']}")
-    for gates, text in answers["texts"].items():
-        print(f"  gates {gates}: {text!r}")
+    for gates, (text, logprob) in answers["texts"].items():
+        print(f"  gates {gates}: {text!r}, log-probability {logprob:.4f}")
     print(flush=True)
     command("evals.table", *map(str, results), "--labels", *columns)
     print(f"\nResults are in {runs}:")
@@ -91,7 +92,7 @@ def evaluate(checkpoint: Path, gates: str, out: Path, limit: int) -> None:
 def command(module: str, *arguments: str) -> None:
     """Runs `python -m module arguments`, shown as it would be typed; stops the demo if it fails."""
     line = ["python", "-m", module, *arguments]
-    print(f"\n$ {' '.join(line)}", flush=True)
+    print(f"\n$ {shlex.join(line)}", flush=True)
     subprocess.run([sys.executable, *line[1:]], cwd=ROOT, env=environment(), check=True)
 
 
@@ -105,7 +106,7 @@ def ask_served_model(checkpoint: Path, policy: Path) -> dict:
     port = free_port()
     line = ["python", "-m", "serve", "--checkpoint", str(checkpoint), "--policy", str(policy)]
     line += ["--port", str(port)]
-    print(f"\n$ {' '.join(line)}", flush=True)
+    print(f"\n$ {shlex.join(line)}", flush=True)
     server = subprocess.Popen([sys.executable, *line[1:]], cwd=ROOT, env=environment())
     base = f"http://127.0.0.1:{port}"
     try:
@@ -121,10 +122,11 @@ def ask(base: str) -> dict:
     prompt = f"Question: {question}\nAnswer:"
     answers = {"question": question, "texts": {}}
     for gates in (0, 1, "policy"):
-        body = {"prompt": prompt, "max_tokens": 48, "temperature": 0, "gates": gates}
+        body = {"prompt": prompt, "max_tokens": 48, "temperature": 0, "gates": gates, "logprobs": 0}
         reply = post(f"{base}/v1/completions", body)
+        choice = reply["choices"][0]
         answers["checkpoint"] = reply["checkpoint"]
-        answers["texts"][gates] = reply["choices"][0]["text"]
+        answers["texts"][gates] = (choice["text"], sum(choice["logprobs"]["token_logprobs"]))
     try:
         post(f"{base}/v1/completions", {"prompt": prompt, "gates": 1.1})
     except urllib.error.HTTPError as error:

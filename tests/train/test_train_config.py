@@ -138,5 +138,7 @@ def test_learning_rate_rises_stays_and_falls(steps, warmup, warmdown):
     top = rates.index(max(rates))
     assert rates[:top] == sorted(rates[:top])
     assert rates[top:] == sorted(rates[top:], reverse=True)
+    assert rates[0] <= 1 / max(warmup, 1)
+    assert rates[-1] <= 1 / max(warmdown * steps, 1)
     if warmup <= steps * (1 - warmdown) - 1:
         assert max(rates) == 1.0
