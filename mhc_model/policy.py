@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from einops import repeat
@@ -33,6 +33,7 @@ from mhc_model.settings import Settings, validate_settings
 CONFIG, WEIGHTS = "policy.json", "policy.safetensors"
 
 ActionSpace = Literal["global", "per_layer", "per_sublayer"]
+HiddenWidths = tuple[Annotated[int, Field(ge=1)], ...]
 
 
 class PolicyConfig(Settings):
@@ -45,7 +46,7 @@ class PolicyConfig(Settings):
         "mean_prompt_embedding", description="mean of the token embeddings of the prompt"
     )
     observation_dim: int = Field(ge=1, description="c, width of the model")
-    hidden: tuple[int, ...] = Field((64, 64), description="widths of the hidden layers")
+    hidden: HiddenWidths = Field((64, 64), description="widths of the hidden layers")
     checkpoint_hash: str | None = Field(
         None, description="content hash of the checkpoint that it was trained on"
     )

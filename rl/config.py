@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from mhc_model.policy import ActionSpace
+from mhc_model.policy import ActionSpace, HiddenWidths
 from mhc_model.settings import RaySettings, Settings
 
 
@@ -46,7 +46,7 @@ class PPOSettings(Settings):
     kl_weight: float = Field(0.2, ge=0.0, description="initial weight of the KL penalty")
     kl_target: float = Field(0.02, gt=0.0, description="KL that its weight is adapted to")
     gradient_clip: float = Field(0.5, gt=0.0, description="largest norm of the gradient")
-    hidden: tuple[int, ...] = Field((64, 64), description="hidden widths of policy and value net")
+    hidden: HiddenWidths = Field((64, 64), description="hidden widths of policy and value net")
 
 
 class RLConfig(Settings):

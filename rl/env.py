@@ -98,7 +98,7 @@ class GateVectorEnv(VectorEnv):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, Infos]:
         """Shows the next problems. The order comes from the constructor's seed, not from here:
-        RLlib resets at every iteration, and each must go on in the sequence."""
+        RLlib resets before every batch of episodes, and each must go on in the sequence."""
         self._terminal = False
         return self._show(), {}
 

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from mhc_model.checkpoint import checkpoint_hash
 from mhc_model.errors import EngineError, MHCError
@@ -98,11 +98,16 @@ class ReplicaPool:
         self.settings = settings
         self.checkpoint_hash = checkpoint_hash(checkpoint)
         self.counters = Counters()
+        self._closed = False
         self._files = ray.put(pack_checkpoint(checkpoint))
         self._slots = [_Slot(index) for index in range(settings.replicas)]
-        for slot in self._slots:
-            self._start(slot)
-        self.wait_until_ready()
+        try:
+            for slot in self._slots:
+                self._start(slot)
+            self.wait_until_ready()
+        except EngineError:
+            self.close()
+            raise
 
     @property
     def pids(self) -> list[int | None]:
@@ -122,8 +127,8 @@ class ReplicaPool:
         """Runs requests on the replicas; completions come in the order of the requests.
 
         Raises:
-            EngineError, GateError: if a request is invalid, there are more than max_queue, or one
-                failed max_attempts times.
+            EngineError, GateError: if a request is invalid, there are more than max_queue, one
+                failed max_attempts times, or the pool is closed.
         """
         return [result.completion for result in self.run(requests)]
 
@@ -134,6 +139,8 @@ class ReplicaPool:
                 f"{len(requests)} requests in one call; pool.max_queue allows "
                 f"{self.settings.max_queue}"
             )
+        if self._closed:
+            raise EngineError("this pool is closed; make another")
         self.counters.requested += len(requests)
         queue = deque(self._chunks(requests))
         results: dict[int, Result] = {}
@@ -153,7 +160,8 @@ class ReplicaPool:
         return [results[position] for position in range(len(requests))]
 
     def close(self) -> None:
-        """Ends the replicas."""
+        """Ends the replicas; nothing can be asked any more."""
+        self._closed = True
         for slot in self._slots:
             if slot.actor is not None:
                 ray.kill(slot.actor)
@@ -265,7 +273,8 @@ class ReplicaPool:
             max_restarts=0,  # restarts are this pool's: it must know what was lost
             runtime_env={"env_vars": {"OMP_NUM_THREADS": str(settings.threads)}},
         )
-        slot.actor = actor_class.remote(self._files, settings.max_batch, settings.threads)
+        device = "cuda" if settings.gpus_per_replica else "cpu"
+        slot.actor = actor_class.remote(self._files, settings.max_batch, settings.threads, device)
         slot.starting = slot.actor.describe.remote()
         slot.deadline = time.monotonic() + settings.start_deadline_s
         slot.pid = None
@@ -273,7 +282,7 @@ class ReplicaPool:
     def _finish_start(self, slot: _Slot) -> None:
         try:
             content_hash, pid = ray.get(slot.starting)
-        except RayActorError as error:
+        except RayError as error:  # its constructor raised, or its environment cannot be made
             slot.failed_starts += 1
             logger.warning("replica %d did not start: %s", slot.index, error)
             self._start(slot)

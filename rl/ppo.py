@@ -7,6 +7,8 @@ every dead replica and every rollout.
 
 from __future__ import annotations
 
+import contextlib
+import math
 import random
 import shutil
 import tempfile
@@ -21,9 +23,11 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.tune.registry import register_env
 
+from mhc_model.errors import ConfigError, MHCError
 from mhc_model.policy import GatePolicy, PolicyConfig
 from rl.config import RLConfig
 from rl.env import GateVectorEnv
+from rl.learner import OneStepLearner
 from rl.module import GateModule
 
 ENVIRONMENT = "mhc-gates"
@@ -59,9 +63,11 @@ def build_algorithm(config: RLConfig, policy: PolicyConfig, env: GateVectorEnv) 
             num_env_runners=0,
             num_envs_per_env_runner=config.envs,
             gym_env_vectorize_mode="vector_entry_point",
-            rollout_fragment_length=config.rollouts // config.envs,
+            # A sample is one reset and one step of all episodes, so every iteration begins alike,
+            # also the first after resuming.
+            batch_mode="complete_episodes",
         )
-        .learners(num_learners=0)
+        .learners(num_learners=0, learner_class=OneStepLearner)
         .training(
             gamma=0.0,  # one step an episode: nothing to discount
             lambda_=1.0,
@@ -84,7 +90,11 @@ def build_algorithm(config: RLConfig, policy: PolicyConfig, env: GateVectorEnv) 
         )
         .debugging(seed=config.seed, log_level="ERROR")
     )
-    return settings.build_algo()
+    algorithm = settings.build_algo()
+    # For logs that only Tune would write; without this each run leaves one empty directory behind.
+    with contextlib.suppress(OSError):  # not empty after all: it stays
+        Path(algorithm.logdir).rmdir()
+    return algorithm
 
 
 def train_iteration(algorithm: PPO, seed: int, iteration: int) -> dict[str, float]:
@@ -92,12 +102,20 @@ def train_iteration(algorithm: PPO, seed: int, iteration: int) -> dict[str, floa
 
     The generators of actions and minibatches are seeded by (seed, iteration), so a run that
     resumes draws what an uninterrupted one would have drawn.
+
+    Raises:
+        MHCError: what the environment raised, or if the update was not finite.
     """
     derived = int(np.random.SeedSequence([seed, iteration]).generate_state(1)[0])
     random.seed(derived)
     np.random.seed(derived)  # noqa: NPY002  RLlib shuffles minibatches with the global generator
     torch.manual_seed(derived)
-    learner = algorithm.train()["learners"][DEFAULT_MODULE_ID]
+    try:
+        learner = algorithm.train()["learners"][DEFAULT_MODULE_ID]
+    except RuntimeError as error:  # in which RLlib wraps the environment's
+        if isinstance(error.__cause__, MHCError):
+            raise error.__cause__ from None
+        raise
     names = {
         "entropy": "entropy",
         "kl": "mean_kl_loss",
@@ -105,7 +123,14 @@ def train_iteration(algorithm: PPO, seed: int, iteration: int) -> dict[str, floa
         "policy_loss": "policy_loss",
         "value_loss": "vf_loss",
     }
-    return {name: float(learner[key]) for name, key in names.items() if key in learner}
+    figures = {name: float(learner[key]) for name, key in names.items() if key in learner}
+    broken = [name for name, figure in figures.items() if not math.isfinite(figure)]
+    if broken:
+        raise ConfigError(
+            f"iteration {iteration}: {', '.join(broken)} not finite; the last exported policy is "
+            f"whole; lower ppo.lr or ppo.epochs and give another name"
+        )
+    return figures
 
 
 def current_policy(algorithm: PPO) -> GatePolicy:

@@ -25,19 +25,22 @@ def pack_checkpoint(path: str | Path) -> dict[str, bytes]:
 class Replica:
     """What runs inside the actor; `ReplicaPool` makes it a Ray actor."""
 
-    def __init__(self, files: Mapping[str, bytes], max_batch: int, threads: int) -> None:
+    def __init__(
+        self, files: Mapping[str, bytes], max_batch: int, threads: int, device: str
+    ) -> None:
         """Loads the model from the packed checkpoint, which verifies every file's hash.
 
         Args:
             files: see `pack_checkpoint`.
             max_batch: rows of the engine.
             threads: torch threads; more replicas than cores would otherwise fight for them.
+            device: "cpu" or "cuda"; Ray shows the actor only the GPUs that are its own.
         """
         torch.set_num_threads(threads)
         with tempfile.TemporaryDirectory(prefix="replica-") as directory:
             for name, content in files.items():
                 (Path(directory) / name).write_bytes(content)
-            self._engine = Engine.from_checkpoint(directory, max_batch=max_batch)
+            self._engine = Engine.from_checkpoint(directory, max_batch=max_batch, device=device)
 
     def describe(self) -> tuple[str | None, int]:
         """Content hash of the loaded checkpoint, and the process id."""

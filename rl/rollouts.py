@@ -49,6 +49,11 @@ class Rollout:
     attempts: int
 
 
+def prompt_tokens(tokenizer: Tokenizer, problem: Problem) -> list[int]:
+    """The zero-shot prompt after the document separator, as in training and evaluation."""
+    return tokenizer.encode(prompt(problem), bos=True)
+
+
 class Asker:
     """Asks the pool problems under given gates and scores the answers."""
 
@@ -56,10 +61,6 @@ class Asker:
         self.pool = pool
         self.tokenizer = tokenizer
         self.config = config
-
-    def prompt_tokens(self, problem: Problem) -> list[int]:
-        """The zero-shot prompt after the document separator, as in training and evaluation."""
-        return self.tokenizer.encode(prompt(problem), bos=True)
 
     def ask(
         self,
@@ -78,7 +79,7 @@ class Asker:
         """
         requests = [
             Request(
-                self.prompt_tokens(problem),
+                prompt_tokens(self.tokenizer, problem),
                 None if gates is None else gates[position],
                 SamplingParams(
                     max_tokens=self.config.max_tokens,

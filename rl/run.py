@@ -22,8 +22,10 @@ import ray
 import torch
 import yaml
 from ray.rllib.algorithms.ppo import PPO
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from evals.problem import Problem
 from evals.tasks import load_problems
 from mhc_model.checkpoint import Checkpoint, load_checkpoint
 from mhc_model.errors import CheckpointError, ConfigError
@@ -34,7 +36,7 @@ from rl.env import GateVectorEnv
 from rl.metrics import iteration_line, metrics_row, write_board
 from rl.pool import ReplicaPool
 from rl.ppo import build_algorithm, current_policy, save_state, train_iteration
-from rl.rollouts import Asker, RolloutLog
+from rl.rollouts import Asker, RolloutLog, prompt_tokens
 from rl.sweep import rewards, summarize, summary_lines, sweep_gates
 
 # A resumed run may change these; everything else would make it another run.
@@ -45,6 +47,8 @@ KEEP_STATES = 2
 def run(config: RLConfig, ray_arguments: Mapping[str, Any]) -> Path:
     """Tunes the gates; gives the run's directory.
 
+    Everything that can be refused is refused before the directory is made.
+
     Args:
         config: of the run.
         ray_arguments: keyword arguments of `ray.init`.
@@ -54,56 +58,87 @@ def run(config: RLConfig, ray_arguments: Mapping[str, Any]) -> Path:
     """
     directory = Path(config.storage).resolve() / config.name
     checkpoint = load_checkpoint(config.checkpoint)
-    tokenizer = checkpoint.tokenizer
     if checkpoint.model.config.mhc is None:
         raise ConfigError(f"{checkpoint.path} is a plain model (mhc: null): it has no gates")
-    if tokenizer is None:
+    if checkpoint.tokenizer is None:
         raise CheckpointError(f"{checkpoint.path} has no tokenizer; problems are text")
+    problems = load_problems(config.data, "train", config.problems)
+    observations = observe(config, checkpoint, problems)
     policy = policy_config(config, checkpoint)
     state = prepare_directory(directory, config, policy)
-    if state["iteration"] >= config.iterations:
+    if is_complete(directory, config, state):
         print(f"run {config.name} is complete at iteration {state['iteration']}: {directory}")
         return directory
-    problems = load_problems(config.data, "train", config.problems)
     ray.init(**ray_arguments)
-    pool = ReplicaPool(checkpoint.path, config.pool)
     try:
-        asker = Asker(pool, tokenizer, config)
-        print(
-            f"run {config.name} in {directory}: {len(problems)} problems of {config.data}, "
-            f"{policy.n_actions} actions ({policy.action_space}), {config.pool.replicas} replicas "
-            f"of checkpoint {checkpoint.content_hash[:12]}",
-            flush=True,
-        )
-        sample = problems[: config.sweep_problems]
-        outcomes = load_or_sweep(directory, config, asker, sample, policy.n_layers)
-        prompts = [asker.prompt_tokens(problem) for problem in problems]
-        observations = prompt_observation(checkpoint.model, prompts)
-        log = RolloutLog(directory, state["position"])
-        env = GateVectorEnv(
-            config.envs,
-            problems,
-            observations,
-            policy,
-            asker,
-            log,
-            config.seed,
-            state["position"],
-        )
-        algorithm = build_algorithm(config, policy, env)
+        pool = ReplicaPool(checkpoint.path, config.pool)
         try:
-            train(config, directory, algorithm, env, state)
+            asker = Asker(pool, checkpoint.tokenizer, config)
+            tune(directory, config, policy, asker, problems, observations, state)
         finally:
-            log.close()
-            algorithm.stop()
-        with torch.no_grad():
-            gates = GatePolicy.load(directory / "policy").gates(observations[: len(sample)])
-        outcomes["policy"] = rewards(asker, sample, gates)
-        finish(directory, config, outcomes, pool, state)
+            pool.close()
     finally:
-        pool.close()
         ray.shutdown()
     return directory
+
+
+def tune(
+    directory: Path,
+    config: RLConfig,
+    policy: PolicyConfig,
+    asker: Asker,
+    problems: list[Problem],
+    observations: Tensor,
+    state: dict[str, Any],
+) -> None:
+    """Sweep, training, and the comparison of what came out; observations are (problems, c)."""
+    print(
+        f"run {config.name} in {directory}: {len(problems)} problems of {config.data}, "
+        f"{policy.n_actions} actions ({policy.action_space}), {config.pool.replicas} replicas of "
+        f"checkpoint {state['checkpoint'][:12]}",
+        flush=True,
+    )
+    sample = problems[: config.sweep_problems]
+    outcomes = load_or_sweep(directory, config, asker, sample, policy)
+    log = RolloutLog(directory, state["position"])
+    env = GateVectorEnv(
+        config.envs,
+        problems,
+        observations,
+        policy,
+        asker,
+        log,
+        config.seed,
+        state["position"],
+    )
+    algorithm = build_algorithm(config, policy, env)
+    try:
+        train(config, directory, algorithm, env, state)
+    finally:
+        log.close()
+        algorithm.stop()
+    with torch.no_grad():
+        gates = GatePolicy.load(directory / "policy").gates(observations[: len(sample)])
+    outcomes["policy"] = rewards(asker, sample, gates)
+    finish(directory, outcomes, asker.pool, state)
+
+
+def observe(config: RLConfig, checkpoint: Checkpoint, problems: list[Problem]) -> Tensor:
+    """(problems, c) float32: what the policy sees of each problem.
+
+    Raises:
+        ConfigError: if a prompt leaves no room for its answer; hours later would be too late.
+    """
+    prompts = [prompt_tokens(checkpoint.tokenizer, problem) for problem in problems]
+    position = max(range(len(prompts)), key=lambda index: len(prompts[index]))
+    longest, context = len(prompts[position]), checkpoint.model.config.max_seq_len
+    if longest + config.max_tokens > context:
+        raise ConfigError(
+            f"the prompt of {problems[position].id} has {longest} tokens, which with max_tokens "
+            f"{config.max_tokens} exceeds the model's context of {context}; for these problems "
+            f"max_tokens can be at most {context - longest}"
+        )
+    return prompt_observation(checkpoint.model, prompts)
 
 
 def policy_config(config: RLConfig, checkpoint: Checkpoint) -> PolicyConfig:
@@ -149,6 +184,16 @@ def prepare_directory(directory: Path, config: RLConfig, policy: PolicyConfig) -
     return state
 
 
+def is_complete(directory: Path, config: RLConfig, state: dict[str, Any]) -> bool:
+    """Whether the last iteration is done and compared with the fixed gates."""
+    summary = directory / "summary.json"
+    return (
+        state["iteration"] >= config.iterations
+        and summary.exists()
+        and json.loads(summary.read_text(encoding="utf-8"))["rollouts"] == state["position"]
+    )
+
+
 def saved_states(directory: Path) -> list[Path]:
     """Whole saved states, the newest last."""
     found = directory.glob("state/iteration-*")
@@ -156,16 +201,19 @@ def saved_states(directory: Path) -> list[Path]:
 
 
 def load_or_sweep(
-    directory: Path, config: RLConfig, asker: Asker, sample: list[Any], n_layers: int
+    directory: Path, config: RLConfig, asker: Asker, sample: list[Problem], policy: PolicyConfig
 ) -> dict[str, list[float]]:
-    """Outcomes under fixed gates, measured once a run."""
+    """Outcomes under fixed gates, measured once a run; again if the run, killed before its first
+    saved state, was started anew on other weights."""
     path = directory / "sweep.json"
-    if path.exists():
-        outcomes: dict[str, list[float]] = json.loads(path.read_text())["outcomes"]
-        return outcomes
-    outcomes = sweep_gates(asker, sample, n_layers, config.sweep)
+    saved = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if saved.get("checkpoint") == policy.checkpoint_hash:
+        return dict(saved["outcomes"])
+    outcomes = sweep_gates(asker, sample, policy.n_layers, config.sweep)
     summary = summarize(outcomes)
-    write_json(path, {"summary": summary, "outcomes": outcomes})
+    write_json(
+        path, {"checkpoint": policy.checkpoint_hash, "summary": summary, "outcomes": outcomes}
+    )
     print("fixed gates on training problems, accuracy [Wilson 95 %]:")
     print("\n".join(summary_lines(summary)), flush=True)
     return outcomes
@@ -217,12 +265,9 @@ def kept_rows(path: Path, iteration: int) -> list[str]:
 
 
 def finish(
-    directory: Path,
-    config: RLConfig,
-    outcomes: dict[str, list[float]],
-    pool: ReplicaPool,
-    state: dict[str, Any],
+    directory: Path, outcomes: dict[str, list[float]], pool: ReplicaPool, state: dict[str, Any]
 ) -> None:
+    """Writes summary.json and says how it went."""
     summary = summarize(outcomes)
     counters = pool.describe()
     write_json(
@@ -237,9 +282,12 @@ def finish(
     )
     print("the policy beside fixed gates, on the training problems of the sweep:")
     print("\n".join(summary_lines(summary)))
+    rows = (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    first, last = (json.loads(row)["reward"] for row in (rows[0], rows[-1]))
     print(
-        f"{state['position']} rollouts, {counters['retried']} requests retried, "
-        f"{counters['lost']} lost; policy in {directory / 'policy'}",
+        f"{state['position']} rollouts, mean reward {first:.3f} in the first iteration and "
+        f"{last:.3f} in the last, {counters['retried']} requests retried, {counters['lost']} lost; "
+        f"policy in {directory / 'policy'}",
         flush=True,
     )
 

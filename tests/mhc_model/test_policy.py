@@ -91,6 +91,11 @@ def test_damaged_policies_are_refused(tmp_path):
         GatePolicy.load(directory)
 
 
+def test_impossible_widths_are_refused():
+    with pytest.raises(ValueError, match="greater than or equal to 1"):
+        PolicyConfig(action_space="global", n_layers=3, observation_dim=32, hidden=(16, 0))
+
+
 def test_another_directory_is_not_replaced(tmp_path):
     (tmp_path / "notes").mkdir()
     with pytest.raises(CheckpointError, match="is no policy"):

@@ -14,7 +14,7 @@ from mhc_model.policy import PolicyConfig, prompt_observation
 from rl.config import RLConfig
 from rl.env import GateVectorEnv, ProblemStream
 from rl.pool import Result
-from rl.rollouts import Asker, RolloutLog
+from rl.rollouts import Asker, RolloutLog, prompt_tokens
 
 
 class LocalPool:
@@ -38,7 +38,7 @@ def asker(checkpoint) -> Asker:
 
 def make_env(asker: Asker, directory, envs: int = 3, position: int = 0) -> GateVectorEnv:
     problems = load_problems("builtin:1", "train", 10)
-    prompts = [asker.prompt_tokens(problem) for problem in problems]
+    prompts = [prompt_tokens(asker.tokenizer, problem) for problem in problems]
     return GateVectorEnv(
         envs,
         problems,

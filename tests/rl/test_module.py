@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import gymnasium
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from ray.rllib.core.columns import Columns
 
+from mhc_model import EngineError
 from mhc_model.policy import PolicyConfig
 from rl.config import PPOSettings, RLConfig
 from rl.module import GateBeta, GateModule
@@ -106,7 +109,7 @@ def test_ppo_finds_gates_that_depend_on_the_observation(ray_cluster):
     try:
         for iteration in range(1, 21):
             figures = train_iteration(algorithm, seed=0, iteration=iteration)
-            assert np.isfinite(list(figures.values())).all()
+            assert abs(figures["policy_loss"]) < 0.4, "advantages have mean 0"
         policy = current_policy(algorithm)
         observation = torch.randn(256, 4, generator=torch.Generator().manual_seed(1))
         with torch.no_grad():
@@ -114,5 +117,26 @@ def test_ppo_finds_gates_that_depend_on_the_observation(ray_cluster):
     finally:
         algorithm.stop()
     error = np.abs(gates - targets(observation.numpy())).mean(0)
-    assert error[1] < 0.15, "a constant gate is found (it starts 0.4 away)"
-    assert error[0] < 0.25, "so is one that depends on the observation (a constant is 0.4 away)"
+    assert error[1] < 0.1, "a constant gate is found (it starts 0.4 away)"
+    assert error[0] < 0.22, "so is one that depends on the observation (a constant is 0.4 away)"
+
+
+class BrokenEnv(TargetEnv):
+    """Fails as the pool does."""
+
+    def step(self, actions):
+        raise EngineError("no replica is left")
+
+
+@pytest.mark.ray
+def test_what_the_environment_raises_reaches_the_caller(ray_cluster):
+    config = RLConfig(name="t", checkpoint="none", envs=4, rollouts=4, ppo={"minibatch": 4})
+    results = Path("~/ray_results").expanduser()
+    before = set(results.glob("*"))
+    algorithm = build_algorithm(config, POLICY, BrokenEnv(4))
+    try:
+        with pytest.raises(EngineError, match="no replica is left"):
+            train_iteration(algorithm, seed=0, iteration=1)
+    finally:
+        algorithm.stop()
+    assert set(results.glob("*")) == before, "nothing is left in the home directory"

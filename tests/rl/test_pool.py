@@ -108,6 +108,14 @@ def test_the_queue_is_bounded(pool):
         pool.settings = original
 
 
+def test_a_closed_pool_says_so(ray_cluster, checkpoint):
+    pool = ReplicaPool(checkpoint, PoolSettings(cpus_per_replica=0.5))
+    pool.close()
+    pool.close()
+    with pytest.raises(EngineError, match="this pool is closed"):
+        pool.generate(make_requests(1))
+
+
 def test_a_damaged_checkpoint_is_refused(ray_cluster, checkpoint, tmp_path):
     with pytest.raises(CheckpointError, match="no checkpoint"):
         ReplicaPool(tmp_path, PoolSettings())
