@@ -13,6 +13,7 @@ from typing import Any
 from evals.gsm8k import Accuracy, GSM8KResult
 from evals.tasks import EXTRACTION_VERSION, PROMPT_VERSION
 from mhc_model.errors import DataError
+from mhc_model.files import replace_text
 
 RESULTS, SAMPLES = "results.json", "samples.jsonl"
 EXTRACTIONS = ("strict", "flexible")
@@ -68,14 +69,8 @@ def write_results(
     """Writes both files, each whole or not at all; results.json goes last: then all is there."""
     directory.mkdir(parents=True, exist_ok=True)
     lines = (json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
-    _replace(directory / SAMPLES, "".join(lines))
-    _replace(directory / RESULTS, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    replace_text(directory / SAMPLES, "".join(lines))
+    replace_text(directory / RESULTS, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_results(path: Path) -> dict[str, Any]:

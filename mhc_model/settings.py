@@ -19,6 +19,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mhc_model.errors import ConfigError
+from mhc_model.files import replace_text
 
 
 class Settings(BaseModel):
@@ -83,6 +84,8 @@ def validate_settings(settings: type[S], values: Any, source: str) -> S:
 def _explain(settings: type[BaseModel], detail: Any) -> str:
     location = detail["loc"]
     name = ".".join(str(part) for part in location)
+    if detail["type"] == "missing":  # its input is the whole parent, which tells nothing
+        return f"{name} is missing: {detail['msg']}"
     if detail["type"] != "extra_forbidden":
         return f"{name or 'configuration'} is {detail['input']!r}: {detail['msg']}"
     fields = _fields_at(settings, location[:-1])
@@ -124,11 +127,8 @@ def load_settings(settings: type[S], path: str | Path) -> S:
 
 
 def dump_settings(settings: Settings, path: str | Path) -> None:
-    """Writes the resolved configuration as YAML, to a temporary name first."""
-    path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(to_yaml(settings), encoding="utf-8")
-    temporary.replace(path)
+    """Writes the resolved configuration as YAML, whole or not at all."""
+    replace_text(Path(path), to_yaml(settings))
 
 
 def to_yaml(settings: Settings) -> str:

@@ -9,9 +9,11 @@ from pathlib import Path
 
 from torch import Tensor
 
+from evals.gsm8k import prompt_tokens
 from evals.problem import Problem
-from evals.tasks import STOP_STRINGS, prompt, score
+from evals.tasks import STOP_STRINGS, score
 from mhc_model.errors import DataError
+from mhc_model.files import replace_text
 from mhc_model.request import Request, SamplingParams
 from mhc_model.tokenizer import Tokenizer
 from rl.config import RLConfig
@@ -47,11 +49,6 @@ class Rollout:
     reward: float
     replica: int
     attempts: int
-
-
-def prompt_tokens(tokenizer: Tokenizer, problem: Problem) -> list[int]:
-    """The zero-shot prompt after the document separator, as in training and evaluation."""
-    return tokenizer.encode(prompt(problem), bos=True)
 
 
 class Asker:
@@ -135,9 +132,7 @@ class RolloutLog:
         if superseded:
             with (directory / SUPERSEDED).open("a", encoding="utf-8") as file:
                 file.writelines(f"{line}\n" for line in superseded)
-            temporary = path.with_name(path.name + ".tmp")
-            temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-            temporary.replace(path)
+            replace_text(path, "".join(f"{line}\n" for line in kept))
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, rollouts: Sequence[Rollout]) -> None:

@@ -25,10 +25,12 @@ from ray.rllib.algorithms.ppo import PPO
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from evals.gsm8k import prompt_tokens
 from evals.problem import Problem
 from evals.tasks import load_problems
 from mhc_model.checkpoint import Checkpoint, load_checkpoint
 from mhc_model.errors import CheckpointError, ConfigError
+from mhc_model.files import replace_text
 from mhc_model.policy import GatePolicy, PolicyConfig, prompt_observation
 from mhc_model.settings import dump_settings, validate_settings
 from rl.config import RLConfig
@@ -36,7 +38,7 @@ from rl.env import GateVectorEnv
 from rl.metrics import iteration_line, metrics_row, write_board
 from rl.pool import ReplicaPool
 from rl.ppo import build_algorithm, current_policy, save_state, train_iteration
-from rl.rollouts import Asker, RolloutLog, prompt_tokens
+from rl.rollouts import Asker, RolloutLog
 from rl.sweep import rewards, summarize, summary_lines, sweep_gates
 
 # A resumed run may change these; everything else would make it another run.
@@ -293,6 +295,4 @@ def finish(
 
 
 def write_json(path: Path, value: Any) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    replace_text(path, json.dumps(value, indent=2) + "\n")

@@ -8,13 +8,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from evals.gsm8k import prompt_tokens
 from evals.tasks import load_problems
 from mhc_model import DataError, Engine
 from mhc_model.policy import PolicyConfig, prompt_observation
 from rl.config import RLConfig
 from rl.env import GateVectorEnv, ProblemStream
 from rl.pool import Result
-from rl.rollouts import Asker, RolloutLog, prompt_tokens
+from rl.rollouts import Asker, RolloutLog
 
 
 class LocalPool:
