@@ -82,9 +82,12 @@ def test_a_resumed_run_equals_an_uninterrupted_one(arguments, tmp_path, survivor
     assert [row["iteration"] for row in rollouts] == [n for n in range(1, 9) for _ in range(16)]
     assert all(len(row["gates"]) == 4 and row["reward"] in (0.0, 1.0) for row in rollouts)
     whole = rows(survivor / "rollouts.jsonl")
-    for row in rollouts + whole:
-        row.pop("attempts")  # the survivor's replica was killed
-    assert rollouts == whole
+    for key in ("index", "iteration", "problem", "reward"):
+        assert [row[key] for row in rollouts] == [row[key] for row in whole], key
+    # Not bitwise: what a matrix product rounds to depends on where its operands lie in memory.
+    gates = torch.tensor([row["gates"] for row in rollouts])
+    expected = torch.tensor([row["gates"] for row in whole])
+    torch.testing.assert_close(gates, expected, atol=1e-4, rtol=0)
 
     metrics = rows(directory / "metrics.jsonl")
     assert [row["iteration"] for row in metrics] == list(range(1, 9))
