@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any, Literal
+
 from pydantic import Field, model_validator
 
 from mhc_model.settings import Settings
@@ -10,23 +13,39 @@ from mhc_model.settings import Settings
 class MHCConfig(Settings):
     """Manifold-constrained hyper-connections (arXiv:2512.24880): streams, mixing, gates.
 
-    The defaults are the `default` preset: H_res starts near the identity, H_pre is one-hot-like and
+    The defaults are the preset `default`: H_res starts near the identity, H_pre is one-hot-like and
     rotates over the sublayers, H_post is 1 and the projections are zero. With
     `stream_embedding_std=0` the model at init equals the plain model with the same weights.
+
+    `preset: NAME` among the values takes the rest from `PRESETS`; values given beside it win.
     """
 
     n_streams: int = Field(4, ge=2, le=8, description="n, the number of residual streams")
+    projection: Literal["limit", "iterations", "permutations"] = Field(
+        "limit",
+        description="how logits become H_res: 'limit' is the exact limit of Sinkhorn-Knopp, "
+        "'iterations' is sinkhorn_iters of its iterations, 'permutations' is a softmax over the "
+        "n! permutation matrices (mHC-lite; at most 5 streams)",
+    )
     sinkhorn_iters: int = Field(
-        20, ge=1, le=1000, description="Sinkhorn-Knopp iterations; each scales rows, then columns"
+        20,
+        ge=1,
+        le=1000,
+        description="Sinkhorn-Knopp iterations of the projection 'iterations', each scaling rows, "
+        "then columns; 'limit' and 'permutations' do not use it",
     )
-    tau: float = Field(1.0, gt=0.0, description="temperature of the Sinkhorn logits")
+    tau: float = Field(1.0, gt=0.0, description="temperature of the logits of H_res")
     res_diagonal: float = Field(
-        4.0, description="initial diagonal of b_res; 4 gives H_res a diagonal of about 0.95"
+        2.0,
+        description="initial diagonal of b_res (for 'permutations': logit of the identity); 2 "
+        "gives H_res a diagonal of 0.71, 4 one of 0.95",
     )
-    pre_contrast: float = Field(
-        1.0,
-        description="b_pre starts at +contrast on the sublayer's own stream (sublayer index mod n) "
-        "and -contrast on the others; 0 makes H_pre uniform",
+    res_off_diagonal: float = Field(0.0, description="initial other entries of b_res")
+    pre_own: float = Field(1.0, description="initial b_pre of the stream that a sublayer prefers")
+    pre_others: float = Field(-1.0, description="initial b_pre of the other streams")
+    pre_rotates: bool = Field(
+        True,
+        description="the preferred stream is the sublayer's index modulo n; false: always stream 0",
     )
     scale_init: float = Field(
         0.01, gt=0.0, description="initial s_pre, s_post, s_res: how strongly tokens steer mixing"
@@ -43,6 +62,61 @@ class MHCConfig(Settings):
         lt=1.0,
         description="initial value of the learned gates g (stored as logits, hence not 0 or 1)",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_preset(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or "preset" not in values:
+            return values
+        values = dict(values)
+        name = values.pop("preset")
+        if name not in PRESETS:
+            raise ValueError(f"preset is {name!r}; allowed: {', '.join(PRESETS)}")
+        preset = dict(PRESETS[name])
+        if name == "uniform":  # sigmoid(-log(n - 1)) = 1 / n
+            n = values.get("n_streams", 4)
+            logit = -math.log(n - 1) if isinstance(n, int) and n > 1 else 0.0
+            preset |= {"pre_own": logit, "pre_others": logit}
+        return {**preset, **values}
+
+    @model_validator(mode="after")
+    def _check_permutations(self) -> MHCConfig:
+        if self.projection == "permutations" and self.n_streams > 5:
+            raise ValueError(
+                f"n_streams is {self.n_streams}, which has {math.factorial(self.n_streams):,} "
+                f"permutations; the projection 'permutations' allows at most 5 streams"
+            )
+        return self
+
+    @property
+    def n_res_logits(self) -> int:
+        """Logits of H_res per token: n * n, or n! for a mixture of permutations."""
+        n = self.n_streams
+        return math.factorial(n) if self.projection == "permutations" else n * n
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    # Published values of a dynamic mHC, for reproduction. exp(-160) is zero in float32: H_res is
+    # the identity to the last bit and no gradient reaches it.
+    "plan": {
+        "projection": "iterations",
+        "sinkhorn_iters": 20,
+        "tau": 0.05,
+        "res_diagonal": 0.0,
+        "res_off_diagonal": -8.0,
+        "pre_own": 0.0,
+        "pre_others": -8.0,
+        "pre_rotates": False,
+        "scale_init": 1.0,
+        "projection_std": 0.01,
+        "gate_init": 1.0 / (1.0 + math.exp(-1.0)),
+    },
+    # H_pre = 1/n, H_post = 1, zero projections and equal streams: the plain model exactly, and a
+    # symmetry that gradient descent never leaves.
+    "uniform": {"res_diagonal": 4.0, "stream_embedding_std": 0.0},
+    "lite": {"projection": "permutations", "res_diagonal": 4.0},
+}
 
 
 class ModelConfig(Settings):

@@ -14,14 +14,16 @@ Axes: b batch, t token, n streams (senders), m streams (receivers), c channel.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from einops import einsum, rearrange
 from torch import Tensor, nn
 
+from mhc_model import kernels
 from mhc_model.config import MHCConfig
-from mhc_model.sinkhorn import sinkhorn_knopp
+from mhc_model.layers import rms_norm
+from mhc_model.sinkhorn import permutation_mixture, sinkhorn_knopp
 
 
 class Coefficients(NamedTuple):
@@ -36,18 +38,19 @@ class HyperConnection(nn.Module):
     """The mHC coefficients of one sublayer and their use on the streams.
 
     Parameters carry the names of DeepSeek-V4's published modules and stay float32:
-    `fn` (n * c, 2n + n * n) holds phi_pre, phi_post and phi_res side by side, `base` the biases in
-    the same order, `scale` (3,) the strengths s_pre, s_post, s_res.
+    `fn` (n * c, k) holds phi_pre, phi_post and phi_res side by side, `base` (k,) the biases in the
+    same order, `scale` (3,) the strengths s_pre, s_post, s_res. k = 2n + n * n, or 2n + n! where
+    H_res is a mixture of permutations.
     """
 
     def __init__(self, config: MHCConfig, d_model: int, sublayer: int, norm_eps: float) -> None:
         super().__init__()
-        n = config.n_streams
         self.config = config
         self.sublayer = sublayer
         self.norm_eps = norm_eps
-        self.fn = nn.Parameter(torch.empty(n * d_model, 2 * n + n * n))
-        self.base = nn.Parameter(torch.empty(2 * n + n * n))
+        k = 2 * config.n_streams + config.n_res_logits
+        self.fn = nn.Parameter(torch.empty(config.n_streams * d_model, k))
+        self.base = nn.Parameter(torch.empty(k))
         self.scale = nn.Parameter(torch.empty(3))
         self.reset_parameters()
 
@@ -62,76 +65,145 @@ class HyperConnection(nn.Module):
         self.scale.fill_(self.config.scale_init)
 
     def initial_base(self) -> Tensor:
-        """(2n + n * n,) float32: b_pre, b_post and b_res at init."""
+        """(k,) float32: b_pre, b_post and b_res at init."""
         config, n = self.config, self.config.n_streams
         # H_pre prefers another stream in each sublayer: with equal H_pre and equal streams nothing
         # would ever tell the streams apart, and no gradient would reach H_res.
-        pre = torch.full((n,), -config.pre_contrast)
-        pre[self.sublayer % n] = config.pre_contrast
+        pre = torch.full((n,), config.pre_others)
+        pre[self.sublayer % n if config.pre_rotates else 0] = config.pre_own
         post = torch.zeros(n)  # 2 * sigmoid(0) = 1
-        res = config.res_diagonal * torch.eye(n)
+        if config.projection == "permutations":
+            res = torch.full((config.n_res_logits,), config.res_off_diagonal)
+            res[0] = config.res_diagonal  # the identity comes first
+        else:
+            res = torch.full((n, n), config.res_off_diagonal)
+            res.fill_diagonal_(config.res_diagonal)
         return torch.cat([pre, post, res.reshape(-1)])
 
     @torch.no_grad()
     def initial_res(self) -> Tensor:
         """(n, n) float32: H_res at init where the projections are zero."""
-        n = self.config.n_streams
-        logits = self.initial_base()[2 * n :].reshape(n, n)
-        return sinkhorn_knopp(logits, self.config.sinkhorn_iters, self.config.tau)
+        return self._project(self.initial_base()[2 * self.config.n_streams :])
 
-    def forward(self, x: Tensor) -> Coefficients:
-        """Coefficients of every token.
+    def get_connection_matrix(self, x: Tensor | None = None) -> Tensor:
+        """H_res before the gate, differentiable: entry (i, j) is what stream i sends to stream j.
 
         Args:
-            x: (b, t, n, c) streams, any floating dtype; the computation is float32 throughout.
+            x: (b, t, n, c) streams; None gives the matrix of the biases alone.
+
+        Returns:
+            (b, t, n, n) float32, or (n, n) without streams.
         """
-        n = self.config.n_streams
+        if x is None:
+            return self._project(self.base[2 * self.config.n_streams :].float())
+        return self.enter(x)[1].res
+
+    def enter(self, x: Tensor) -> tuple[Tensor, Coefficients]:
+        """What the sublayer reads.
+
+        Args:
+            x: (b, t, n, c) streams, any floating dtype; the coefficients are computed in float32.
+
+        Returns:
+            norm(sum_i H_pre_i x_i), (b, t, c) of the dtype of x, and the coefficients.
+        """
         with torch.autocast(x.device.type, enabled=False):
-            flat = rearrange(x, "b t n c -> b t (n c)").float()
-            # RMSNorm has no weight here, so it commutes with the projection: scale the 2n + n * n
-            # results instead of the n * c inputs.
-            rms = flat.square().mean(dim=-1, keepdim=True).add(self.norm_eps).rsqrt()
-            sizes = (n, n, n * n)
-            # Expanded views: repeat_interleave would wait for the device to learn the sizes.
-            strength = torch.cat([s.expand(k) for s, k in zip(self.scale, sizes, strict=True)])
-            raw = (flat @ self.fn.float()) * rms * strength + self.base
-            pre, post, res = raw.split(sizes, dim=-1)
-            logits = rearrange(res, "b t (n m) -> b t n m", n=n)
-            return Coefficients(
-                pre=torch.sigmoid(pre),
-                post=2.0 * torch.sigmoid(post),
-                res=sinkhorn_knopp(logits, self.config.sinkhorn_iters, self.config.tau),
-            )
+            return self._finish(kernels.enter(x, *self._parameters_of(), self.norm_eps))
 
-    def pre(self, x: Tensor, coefficients: Coefficients) -> Tensor:
-        """The sublayer's input: (b, t, n, c) streams -> (b, t, c)."""
-        weights = coefficients.pre.to(x.dtype)
-        # n scaled additions: a batched product of (1, n) by (n, c) matrices is 4 times slower on
-        # the CPU, forward and backward; unbind, since its gradient is one stack.
-        pairs = zip(weights.unbind(-1), x.unbind(-2), strict=True)
-        first, *others = (weight[..., None] * stream for weight, stream in pairs)
-        return sum(others, start=first)
+    def start(self, e: Tensor, stream_embedding: Tensor) -> tuple[Tensor, Tensor, Coefficients]:
+        """Makes the streams and enters the first sublayer.
 
-    def post(self, x: Tensor, y: Tensor, coefficients: Coefficients, gate: Tensor) -> Tensor:
-        """The streams after the sublayer.
+        Args:
+            e: (b, t, c) token embeddings; stream i starts as e + stream_embedding[i].
+            stream_embedding: (n, c).
+
+        Returns:
+            The streams (b, t, n, c) of the dtype of e, then what `enter` gives.
+        """
+        with torch.autocast(e.device.type, enabled=False):
+            parameters = self._parameters_of()
+            x, entry = kernels.start(e, stream_embedding, *parameters, self.norm_eps)
+            return x, *self._finish(entry)
+
+    def leave(self, x: Tensor, y: Tensor, coefficients: Coefficients, gate: Tensor) -> Tensor:
+        """The streams after the sublayer: x_j <- sum_i H_res'_ij x_i + H_post_j y.
 
         Args:
             x: (b, t, n, c) streams before the sublayer.
             y: (b, t, c) output of the sublayer.
-            coefficients: of the same tokens.
+            coefficients: of the same tokens and this sublayer.
             gate: (b,) in [0, 1]; 0 gives exactly the identity mixing.
 
         Returns:
             (b, t, n, c), dtype of x.
         """
-        mixing = gated(coefficients.res, gate).to(x.dtype)
-        mixed = einsum(mixing, x, "b t n m, b t n c -> b t m c")
-        added = einsum(coefficients.post.to(x.dtype), y.to(x.dtype), "b t m, b t c -> b t m c")
-        return mixed + added
+        with torch.autocast(x.device.type, enabled=False):
+            return kernels.leave(x, y, coefficients.post, gated(coefficients.res, gate))
+
+    def collapse(self, x: Tensor, y: Tensor, coefficients: Coefficients, gate: Tensor) -> Tensor:
+        """The mean of the streams after the last sublayer, (b, t, c); arguments as in `leave`.
+
+        The mean, not the sum: at init the streams are copies and their mean is the plain model.
+        """
+        with torch.autocast(x.device.type, enabled=False):
+            return kernels.collapse(x, y, coefficients.post, gated(coefficients.res, gate))
+
+    def cross(
+        self, x: Tensor, y: Tensor, previous: Coefficients, gate: Tensor
+    ) -> tuple[Tensor, Tensor, Coefficients]:
+        """`leave` the sublayer before this one, whose coefficients and gate are given, and `enter`.
+
+        Returns:
+            The streams between the two, then what `enter` gives.
+        """
+        with torch.autocast(x.device.type, enabled=False):
+            mixing = gated(previous.res, gate)
+            parameters = self._parameters_of()
+            new, entry = kernels.cross(x, y, previous.post, mixing, *parameters, self.norm_eps)
+            return new, *self._finish(entry)
+
+    def forward(
+        self, x: Tensor, sublayer: Callable[[Tensor], Tensor], gate: Tensor | None = None
+    ) -> Tensor:
+        """One whole sublayer with its residual, for models of one's own.
+
+        Args:
+            x: (b, t, n, c) streams.
+            sublayer: maps (b, t, c), already normalised, to (b, t, c).
+            gate: (b,) in [0, 1]; None is 1, the full H_res.
+
+        Returns:
+            (b, t, n, c).
+        """
+        u, coefficients = self.enter(x)
+        gate = x.new_ones(x.shape[0]) if gate is None else gate
+        return self.leave(x, sublayer(u), coefficients, gate)
+
+    def _parameters_of(self) -> tuple[Tensor, Tensor, Tensor]:
+        n = self.config.n_streams
+        # Expanded views: repeat_interleave would wait for the device to learn the sizes.
+        sizes = (n, n, self.config.n_res_logits)
+        scales = self.scale.float().unbind()
+        strength = torch.cat([s.expand(k) for s, k in zip(scales, sizes, strict=True)])
+        return self.fn.float(), self.base.float(), strength
+
+    def _finish(self, entry: kernels.Entry) -> tuple[Tensor, Coefficients]:
+        res = self._project(entry.logits)
+        return rms_norm(entry.u, self.norm_eps), Coefficients(entry.pre, entry.post, res)
+
+    def _project(self, logits: Tensor) -> Tensor:
+        """(..., number of logits) -> (..., n, n) doubly stochastic."""
+        config, n = self.config, self.config.n_streams
+        if config.projection == "permutations":
+            return permutation_mixture(logits / config.tau, n)
+        exact = config.projection == "limit"
+        return sinkhorn_knopp(
+            logits.unflatten(-1, (n, n)), config.sinkhorn_iters, config.tau, exact
+        )
 
 
 def gated(res: Tensor, gate: Tensor) -> Tensor:
-    """(1 - g) I + g H_res for res (b, t, n, m) and gate (b,); exactly I where g = 0."""
-    g = rearrange(gate.to(res.dtype), "b -> b 1 1 1")
+    """(1 - g) I + g H_res for res (b, t, n, m) and gate (b,); exactly I at 0 and H_res at 1."""
     identity = torch.eye(res.shape[-1], dtype=res.dtype, device=res.device)
-    return (1.0 - g) * identity + g * res
+    # lerp is exact at both ends.
+    return torch.lerp(identity, res, gate.to(res.dtype)[:, None, None, None])

@@ -13,16 +13,16 @@ Axes: b batch, t token, n streams, c channel, v vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import torch
-from einops import rearrange, reduce, repeat
+from einops import rearrange
 from torch import Tensor, nn
 
 from mhc_model.cache import KVCache
 from mhc_model.config import ModelConfig
-from mhc_model.connections import HyperConnection
+from mhc_model.connections import Coefficients, HyperConnection
 from mhc_model.errors import EngineError, GateError
 from mhc_model.gates import allowed_gates
 from mhc_model.layers import MLP, Attention, rms_norm, rope_table
@@ -47,8 +47,18 @@ class Layer(nn.Module):
             )
 
 
+Watch = Callable[[int, Tensor, Coefficients, Tensor], None]
+"""Called at every sublayer with its index, the streams before it (b, t, n, c), its coefficients and
+its gates (b,)."""
+
+
 class Decoder(nn.Module):
-    """Token ids in, logits out. See the module's docstring for the architecture."""
+    """Token ids in, logits out. See the module's docstring for the architecture.
+
+    Attributes:
+        watch: None, or a function that sees the streams and coefficients of every forward pass
+            (`mhc_model.routing` sets it for a while).
+    """
 
     rope_cos: Tensor
     rope_sin: Tensor
@@ -57,6 +67,7 @@ class Decoder(nn.Module):
         """Builds and initialises the weights from `seed`, independently of global state."""
         super().__init__()
         self.config = config
+        self.watch: Watch | None = None
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         layers = nn.ModuleList(Layer(config, i) for i in range(config.n_layers))
         self.layers = cast("Sequence[Layer]", layers)  # a ModuleList does not tell its type
@@ -159,22 +170,23 @@ class Decoder(nn.Module):
                 x = x + layer.attention(self._norm(x), *attend)
                 x = x + layer.mlp(self._norm(x))
         else:
-            n = self.stream_embedding.shape[0]
-            x = repeat(x, "b t c -> b t n c", n=n) + self.stream_embedding.to(x.dtype)
-            for i, layer in enumerate(self.layers):
-                connection = layer.attention_connection
-                coefficients = connection(x)
-                y = layer.attention(self._norm(connection.pre(x, coefficients)), *attend)
-                x = connection.post(x, y, coefficients, gates[:, 2 * i])
-                connection = layer.mlp_connection
-                coefficients = connection(x)
-                y = layer.mlp(self._norm(connection.pre(x, coefficients)))
-                x = connection.post(x, y, coefficients, gates[:, 2 * i + 1])
-            # Mean, not sum: at init the streams are copies and their mean is the plain model.
-            x = reduce(x, "b t n c -> b t c", "mean")
+            x = self._through_streams(x, gates, attend)
         if cache is not None:
             cache.lengths += t
         return self._norm(x)
+
+    def _through_streams(self, x: Tensor, gates: Tensor, attend: tuple[Any, ...]) -> Tensor:
+        """(b, t, c) through all sublayers and streams, gates (b, 2L) -> (b, t, c)."""
+        connections = self.connections()
+        x, u, coefficients = connections[0].start(x, self.stream_embedding)
+        for k in range(len(connections)):
+            if self.watch is not None:
+                self.watch(k, x, coefficients, gates[:, k])
+            layer = self.layers[k // 2]
+            y = layer.mlp(u) if k % 2 else layer.attention(u, *attend)
+            if k + 1 < len(connections):
+                x, u, coefficients = connections[k + 1].cross(x, y, coefficients, gates[:, k])
+        return connections[-1].collapse(x, y, coefficients, gates[:, -1])
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., c) from `hidden` -> (..., v) float32 logits, soft-capped."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mhc_model import Decoder, MHCConfig, ModelConfig
 from mhc_model.connections import Coefficients, HyperConnection
+from mhc_model.routing import watching
 
 # One thread: the models are tiny, and the machine may run Ray workers beside the tests.
 torch.set_num_threads(1)
@@ -78,13 +79,9 @@ Observation = tuple[HyperConnection, Tensor, Coefficients]
 @torch.no_grad()
 def _observe(model: Decoder, tokens: Tensor, gates: Tensor | None) -> list[Observation]:
     seen: list[Observation] = []
-    hooks = [
-        connection.register_forward_hook(lambda module, x, out: seen.append((module, x[0], out)))
-        for connection in model.connections()
-    ]
-    model(tokens, gates)
-    for hook in hooks:
-        hook.remove()
+    connections = model.connections()
+    with watching(model, lambda k, x, out, gate: seen.append((connections[k], x, out))):
+        model(tokens, gates)
     return seen
 
 

@@ -36,9 +36,9 @@ class MetricsLog:
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
         for name, value in row.items():
-            if name == "gates":
-                for index, gate in enumerate(value):
-                    self._board.add_scalar(f"gates/{index:03d}", gate, row["step"])
+            if isinstance(value, list):  # one number per sublayer
+                for index, number in enumerate(value):
+                    self._board.add_scalar(f"{name}/{index:03d}", number, row["step"])
             elif name != "step":
                 group = "validation" if name.startswith(("val_", "h_res")) else "train"
                 self._board.add_scalar(f"{group}/{name}", value, row["step"])

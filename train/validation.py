@@ -1,21 +1,14 @@
-"""Held-out loss under learned and fixed gates, and how far the routing has moved.
-
-Axes: b window, t token, n and m streams.
-"""
+"""Held-out loss under learned and fixed gates, and what the routing does."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-
-import torch
-from torch import Tensor, nn
+from collections.abc import Sequence
 
 from evals.bits_per_byte import bits_per_byte
-from mhc_model.connections import Coefficients, HyperConnection
 from mhc_model.decoder import Decoder
 from mhc_model.gates import GateValues
+from mhc_model.routing import watch_routing
 from mhc_model.tokenizer import Tokenizer
 from train.process_group import ProcessGroup
 
@@ -46,16 +39,15 @@ class Validation:
 
         Returns:
             val_bpb (bits per byte) and val_loss (nats per token). For an mHC model also both with
-            the suffixes _gate_0 and _gate_1, the learned `gates` (2L) and `h_res_drift`, the
-            largest |H_res - H_res at init| over tokens and sublayers.
+            the suffixes _gate_0 and _gate_1, the learned `gates` (2L) and the routing figures of
+            `mhc_model.routing`; of these, all but `h_res_drift` are of this worker's share.
         """
-        metrics: dict[str, float | list[float]] = {}
-        plain = decoder.config.mhc is None
-        with watch_drift(decoder) as drift:
-            metrics |= self._losses(decoder, "", None)
-        if plain:
-            return metrics
-        metrics["h_res_drift"] = self.group.maximum(float(drift.max()))
+        if decoder.config.mhc is None:
+            return self._losses(decoder, "", None)
+        with watch_routing(decoder) as routing:
+            metrics = self._losses(decoder, "", None)
+        metrics |= routing.summary() if self.own else {}
+        metrics["h_res_drift"] = self.group.maximum(float(metrics.get("h_res_drift", 0.0)))
         metrics["gates"] = [round(gate, 6) for gate in decoder.learned_gates().tolist()]
         for suffix, gates in VALIDATION_GATES.items():
             if suffix:
@@ -78,36 +70,3 @@ class Validation:
         lengths = self.tokenizer.token_byte_lengths()
         rows = self.tokenizer.encode_batch(documents)
         return sum(int(lengths[row].sum()) for row in rows if row)
-
-
-@contextmanager
-def watch_drift(decoder: Decoder) -> Iterator[Tensor]:
-    """Records, per sublayer, the largest |H_res - H_res at init| of all forward passes inside.
-
-    Yields:
-        (max(2L, 1),) float32 on the CPU, updated in place; zeros for a plain model.
-    """
-    connections = decoder.connections()
-    drift = torch.zeros(max(len(connections), 1))
-
-    def hook_of(index: int, start: Tensor) -> Callable[[nn.Module, object, Coefficients], None]:
-        def hook(_: nn.Module, __: object, output: Coefficients) -> None:
-            # (b, t, n, m) against (n, m)
-            moved = (output.res.detach() - start).abs().amax().cpu()
-            drift[index] = torch.maximum(drift[index], moved)
-
-        return hook
-
-    handles = [
-        connection.register_forward_hook(hook_of(index, _start(connection)))
-        for index, connection in enumerate(connections)
-    ]
-    try:
-        yield drift
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _start(connection: HyperConnection) -> Tensor:
-    return connection.initial_res().to(connection.base.device)

@@ -10,6 +10,7 @@ import torch
 
 from mhc_model import MHCConfig, sinkhorn_knopp
 from mhc_model.connections import Coefficients, HyperConnection, gated
+from mhc_model.layers import rms_norm
 
 B, T, C = 2, 3, 6
 EPS = 1e-6
@@ -76,14 +77,14 @@ def reference(connection: HyperConnection, x: torch.Tensor, y: torch.Tensor, gat
 @pytest.mark.parametrize("n", [2, 4, 5])
 @pytest.mark.parametrize("tau", [1.0, 0.7])
 def test_equals_the_formulas(n, tau):
-    connection = make(n, tau=tau, sinkhorn_iters=300)
+    connection = make(n, tau=tau)
     x, y = streams(n), torch.randn(B, T, C, generator=torch.Generator().manual_seed(2))
     gate = torch.tensor([0.3, 1.0])
-    coefficients = connection(x)
+    u, coefficients = connection.enter(x)
     inputs, outputs, mixing = map(torch.from_numpy, reference(connection, x, y, gate))
     torch.testing.assert_close(coefficients.res.double(), mixing, atol=1e-5, rtol=0)
-    torch.testing.assert_close(connection.pre(x, coefficients).double(), inputs, atol=1e-5, rtol=0)
-    new = connection.post(x, y, coefficients, gate)
+    torch.testing.assert_close(u.double(), rms_norm(inputs, EPS), atol=1e-5, rtol=0)
+    new = connection.leave(x, y, coefficients, gate)
     assert new.dtype == torch.float32
     torch.testing.assert_close(new.double(), outputs, atol=1e-5, rtol=0)
 
@@ -108,10 +109,10 @@ def test_equals_deepseek_v4(iters):
         post, comb, collapsed = theirs(x)
         # As in DeepseekV4DecoderLayer.forward.
         expected = post.unsqueeze(-1) * y.unsqueeze(-2) + torch.matmul(comb.transpose(-1, -2), x)
-        ours = connection(x)
-        new = connection.post(x, y, ours, torch.ones(B))
+        u, ours = connection.enter(x)
+        new = connection.leave(x, y, ours, torch.ones(B))
     tolerance = 5e-3 if iters == 20 else 1e-5
-    torch.testing.assert_close(connection.pre(x, ours), collapsed, atol=1e-5, rtol=0)
+    torch.testing.assert_close(u, rms_norm(collapsed, EPS), atol=1e-5, rtol=0)
     torch.testing.assert_close(ours.post, post, atol=1e-5, rtol=0)
     torch.testing.assert_close(ours.res, comb, atol=tolerance, rtol=0)
     torch.testing.assert_close(new, expected, atol=4 * tolerance, rtol=0)
@@ -141,7 +142,7 @@ def test_orientation():
     for i, j in ((0, 1), (1, 2), (2, 3), (3, 0)):
         res[:, :, i, j] = 1.0
     coefficients = Coefficients(torch.zeros(B, T, 4), torch.zeros(B, T, 4), res)
-    moved = connection.post(x, torch.zeros(B, T, C), coefficients, torch.ones(B))
+    moved = connection.leave(x, torch.zeros(B, T, C), coefficients, torch.ones(B))
     assert torch.equal(moved[:, :, 1], x[:, :, 0])
     assert torch.equal(moved[:, :, 0], x[:, :, 3])
 
@@ -149,32 +150,32 @@ def test_orientation():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_gate_zero_is_bitwise_the_identity(dtype):
     connection, x = make(), streams().to(dtype)
-    coefficients = connection(x)
-    kept = connection.post(x, torch.zeros(B, T, C, dtype=dtype), coefficients, torch.zeros(B))
+    _, coefficients = connection.enter(x)
+    kept = connection.leave(x, torch.zeros(B, T, C, dtype=dtype), coefficients, torch.zeros(B))
     assert kept.dtype == dtype
     assert torch.equal(kept, x)
 
 
 def test_gate_one_is_h_res_itself():
-    res = make()(streams()).res
+    res = make().enter(streams())[1].res
     assert torch.equal(gated(res, torch.ones(B)), res)
 
 
 def test_linear_in_the_gate_and_each_row_has_its_own():
     connection, x = make(), streams()
-    y, coefficients = torch.randn(B, T, C), connection(streams())
-    zero = connection.post(x, y, coefficients, torch.zeros(B))
-    one = connection.post(x, y, coefficients, torch.ones(B))
+    y, (_, coefficients) = torch.randn(B, T, C), connection.enter(streams())
+    zero = connection.leave(x, y, coefficients, torch.zeros(B))
+    one = connection.leave(x, y, coefficients, torch.ones(B))
     assert (zero - one).abs().max() > 0.1
     gate = torch.tensor([0.25, 0.8])
-    mixed = connection.post(x, y, coefficients, gate)
+    mixed = connection.leave(x, y, coefficients, gate)
     expected = zero + gate[:, None, None, None] * (one - zero)
     torch.testing.assert_close(mixed, expected, atol=1e-5, rtol=0)
 
 
 def test_coefficients_are_bounded_and_doubly_stochastic_whatever_the_streams():
     for scale in (0.0, 1e-3, 1.0, 1e4):
-        pre, post, res = make()(scale * streams())
+        _, (pre, post, res) = make().enter(scale * streams())
         assert ((pre >= 0) & (pre <= 1)).all()
         assert ((post >= 0) & (post <= 2)).all()
         assert (res >= 0).all()
@@ -184,9 +185,9 @@ def test_coefficients_are_bounded_and_doubly_stochastic_whatever_the_streams():
 
 def test_autocast_does_not_reach_the_coefficients():
     connection, x = make(), streams().bfloat16()
-    expected = connection(x)
+    _, expected = connection.enter(x)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        actual = connection(x)
+        _, actual = connection.enter(x)
     for a, e in zip(actual, expected, strict=True):
         assert a.dtype == torch.float32
         assert torch.equal(a, e)
@@ -197,16 +198,18 @@ def test_gain_of_many_sublayers(gate):
     """amax gain: largest absolute row or column sum of the product of 24 mixings (2512.24880)."""
     product = torch.eye(4).expand(B, T, 4, 4)
     for seed in range(24):
-        product = product @ gated(make(seed=seed)(streams(seed=seed)).res, torch.full((B,), gate))
+        product = product @ gated(
+            make(seed=seed).enter(streams(seed=seed))[1].res, torch.full((B,), gate)
+        )
     assert product.abs().sum(dim=-1).max() < 1.01
     assert product.abs().sum(dim=-2).max() < 1.01
 
 
 def test_initial_values_are_the_preset():
-    config = MHCConfig(res_diagonal=4.0, pre_contrast=1.5)
+    config = MHCConfig(res_diagonal=4.0, pre_own=1.5, pre_others=-1.5)
     for sublayer in range(6):
         connection = HyperConnection(config, C, sublayer, EPS)
-        pre, post, res = connection(streams())
+        _, (pre, post, res) = connection.enter(streams())
         assert pre[0, 0].argmax() == sublayer % 4
         assert torch.allclose(post, torch.ones(B, T, 4))
         assert torch.allclose(res, connection.initial_res().expand_as(res), atol=1e-6)

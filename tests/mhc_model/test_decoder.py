@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mhc_model import Decoder, EngineError, GateError, ModelConfig
-from mhc_model.connections import HyperConnection
+from mhc_model import Decoder, EngineError, GateError, ModelConfig, connections
 
 SAME = {"stream_embedding_std": 0.0}  # the preset that equals the plain model at init
 
@@ -103,7 +102,7 @@ def test_equals_a_reference_forward(tiny_model):
                 (layer.mlp_connection, layer.mlp),
             )
             for offset, (connection, sublayer) in enumerate(sublayers):
-                pre, post, res = connection(torch.stack(streams, dim=2))
+                _, (pre, post, res) = connection.enter(torch.stack(streams, dim=2))
                 y = sublayer(norm(sum(pre[..., i, None] * streams[i] for i in range(4))))
                 gate = gates[:, 2 * layer_index + offset, None, None]
                 mixed = [sum(res[..., i, j, None] * streams[i] for i in range(4)) for j in range(4)]
@@ -123,11 +122,7 @@ def test_gate_zero_is_bitwise_identity_mixing(tiny_model, monkeypatch):
         closed = model(tokens, torch.zeros(2, 6))
         half = model(tokens, torch.full((2, 6), 0.5))
         monkeypatch.setattr(
-            HyperConnection,
-            "post",
-            lambda self, x, y, coefficients, gate: (
-                x + coefficients.post[..., None] * y[..., None, :]
-            ),
+            connections, "gated", lambda res, gate: torch.eye(4).expand(res.shape).contiguous()
         )
         identity = model(tokens, torch.ones(2, 6))
     assert torch.equal(closed, identity)

@@ -19,7 +19,7 @@ from train.metrics import MetricsLog, Progress
 from train.process_group import ProcessGroup
 from train.resume import find_resume
 from train.run_directory import RunDirectory
-from train.validation import Validation, watch_drift
+from train.validation import Validation
 
 
 def read_rows(config) -> list[dict]:
@@ -170,18 +170,17 @@ def test_shares_of_the_workers_cover_the_held_out_documents(tiny_corpus):
     assert sum(part.own_bytes for part in parts) == parts[0].all_bytes
 
 
-def test_drift_is_zero_at_init_and_sees_one_moved_sublayer(make_config, make_trainer):
-    decoder = make_trainer(make_config()).decoder
-    tokens = torch.zeros(1, 8, dtype=torch.int64)
-    with watch_drift(decoder) as drift:
-        decoder(tokens)
-    assert drift.max() < 1e-6
+def test_validation_logs_the_routing(make_config, make_trainer):
+    trainer = make_trainer(make_config())
+    metrics = trainer.validation.evaluate(trainer.decoder)
+    assert metrics["h_res_drift"] < 1e-6
     with torch.no_grad():
-        decoder.connections()[2].base[8 + 1] += 3.0  # b_res from stream 0 to 1
-    with watch_drift(decoder) as drift:
-        decoder(tokens)
-    assert drift[2] > 0.01
-    assert drift[[0, 1, 3]].max() < 1e-6
+        trainer.decoder.connections()[2].base[8 + 1] += 3.0  # b_res from stream 0 to 1
+    moved = trainer.validation.evaluate(trainer.decoder)
+    assert moved["h_res_drift"] > 0.01
+    assert moved["identity_distance"][2] > metrics["identity_distance"][2] + 0.01
+    assert moved["identity_distance"][1] == pytest.approx(metrics["identity_distance"][1], abs=1e-5)
+    assert trainer.decoder.watch is None
 
 
 def test_the_same_name_with_another_model_or_data_is_refused(make_config, tiny_corpus):

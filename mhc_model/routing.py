@@ -1,0 +1,155 @@
+"""What the streams do: figures of stability and routing, gathered while a model runs.
+
+    with watch_routing(decoder) as routing:
+        decoder(tokens)
+    routing.summary()
+
+Axes: b batch, t token, n streams (senders), m streams (receivers), c channel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mhc_model.connections import Coefficients, gated
+from mhc_model.decoder import Decoder, Watch
+from mhc_model.errors import GateError
+from mhc_model.sinkhorn import doubly_stochastic_error
+
+
+class SublayerRouting(NamedTuple):
+    """One sublayer over all tokens seen; float32 on the CPU, means unless said otherwise."""
+
+    pre: Tensor  # (n,): H_pre
+    post: Tensor  # (n,): H_post
+    res: Tensor  # (n, m): H_res before the gate
+    gate: Tensor  # (): the gate
+    identity_distance: Tensor  # (): Frobenius norm of the gated H_res - I; sqrt(2 n) at most
+    similarity: Tensor  # (): cosine of pairs of streams before the sublayer
+    row_error: Tensor  # (): worst distance of a row sum of H_res from one
+    column_error: Tensor  # (): the same of a column sum
+    drift: Tensor  # (): largest |H_res - H_res at init|
+
+
+class Routing:
+    """Sums over the forward passes of one decoder, a record per sublayer."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        connections = decoder.connections()
+        if not connections:
+            raise GateError("this model is plain (mhc: null): it has no routing")
+        self._starts = [connection.initial_res() for connection in connections]
+        self._sums: list[list[Tensor]] = [[] for _ in connections]
+        self._worst = [torch.zeros(3) for _ in connections]
+        self._tokens = [0 for _ in connections]
+        self._product: Tensor | None = None
+        self._gain = 1.0
+
+    @torch.no_grad()
+    def __call__(self, index: int, x: Tensor, coefficients: Coefficients, gate: Tensor) -> None:
+        """Takes in one sublayer of one forward pass; arguments of `mhc_model.decoder.Watch`."""
+        pre, post, res = coefficients
+        mixing = gated(res, gate)
+        n = res.shape[-1]
+        off_identity = mixing - torch.eye(n, device=res.device)
+        first, second = torch.triu_indices(n, n, 1, device=x.device).unbind()
+        streams = F.normalize(x.float(), dim=-1)
+        similarity = (streams @ streams.mT)[..., first, second].mean(dim=-1)
+        per_token = (
+            pre,
+            post,
+            res,
+            gate[:, None].expand(pre.shape[:2]),
+            off_identity.square().sum(dim=(-2, -1)).sqrt(),
+            similarity,
+        )
+        sums = [value.sum(dim=(0, 1)).double().cpu() for value in per_token]
+        before = self._sums[index]
+        self._sums[index] = [a + b for a, b in zip(before, sums, strict=True)] if before else sums
+        rows, columns = doubly_stochastic_error(res)
+        drift = (res - self._starts[index].to(res.device)).abs()
+        worst = torch.stack([rows.max(), columns.max(), drift.max()]).cpu()
+        self._worst[index] = torch.maximum(self._worst[index], worst)
+        self._tokens[index] += pre.shape[0] * pre.shape[1]
+        self._compose(index, mixing)
+
+    def _compose(self, index: int, mixing: Tensor) -> None:
+        """The product of the mixings of one forward pass, and its amax gain at the end."""
+        # What reaches the streams after this sublayer: senders of the first to receivers of this.
+        if index == 0 or self._product is None or self._product.shape != mixing.shape:
+            self._product = mixing.double()
+        else:
+            self._product = self._product @ mixing.double()
+        if index == len(self._sums) - 1:
+            product = self._product.abs()
+            gain = torch.maximum(product.sum(dim=-1).max(), product.sum(dim=-2).max())
+            self._gain = max(self._gain, float(gain))
+            self._product = None
+
+    @property
+    def composite_gain(self) -> float:
+        """Largest absolute row or column sum of the product of all mixings of a token.
+
+        "Amax gain magnitude" of arXiv:2512.24880; 1 for doubly stochastic matrices.
+        """
+        return self._gain
+
+    def sublayers(self) -> list[SublayerRouting]:
+        """The records in gate order.
+
+        Raises:
+            GateError: if no forward pass was seen.
+        """
+        if not all(self._tokens):
+            raise GateError("no forward pass was watched; run the model inside watch_routing")
+        records = []
+        for sums, worst, tokens in zip(self._sums, self._worst, self._tokens, strict=True):
+            means = [(value / tokens).float() for value in sums]
+            records.append(SublayerRouting(*means, *worst.unbind()))
+        return records
+
+    def summary(self) -> dict[str, float | list[float]]:
+        """Figures for logs: numbers over the model, lists of 2L over its sublayers."""
+        records = self.sublayers()
+        distance = [round(float(record.identity_distance), 6) for record in records]
+        similarity = [round(float(record.similarity), 6) for record in records]
+        return {
+            "composite_gain": self.composite_gain,
+            "row_error": max(float(record.row_error) for record in records),
+            "column_error": max(float(record.column_error) for record in records),
+            "h_res_drift": max(float(record.drift) for record in records),
+            "stream_similarity": sum(similarity) / len(similarity),
+            "h_pre_own": sum(float(record.pre.max()) for record in records) / len(records),
+            "h_post_mean": sum(float(record.post.mean()) for record in records) / len(records),
+            "h_post_spread": sum(float(record.post.std()) for record in records) / len(records),
+            "identity_distance": distance,
+            "stream_similarity_by_sublayer": similarity,
+        }
+
+
+@contextmanager
+def watch_routing(decoder: Decoder) -> Iterator[Routing]:
+    """Gathers routing figures of all forward passes inside; costs several passes over the streams.
+
+    Raises:
+        GateError: for a plain model.
+    """
+    routing = Routing(decoder)
+    with watching(decoder, routing):
+        yield routing
+
+
+@contextmanager
+def watching(decoder: Decoder, watch: Watch) -> Iterator[None]:
+    """Sets `decoder.watch` inside the block; one at a time."""
+    before, decoder.watch = decoder.watch, watch
+    try:
+        yield
+    finally:
+        decoder.watch = before
