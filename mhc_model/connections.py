@@ -9,7 +9,7 @@ Per token, with x~ = RMSNorm(vec(x)) over all n * c channels:
     x_j   <- sum_i ((1 - g) I + g H_res)_ij x_i + H_post_j y
 
 Orientation: H_res[i, j] is what stream i sends to stream j.
-Axes: b batch, t token, n streams (senders), m streams (receivers), c channel.
+Axes: n streams (senders), m streams (receivers), c channel; `...` is (b, t) or flat tokens.
 """
 
 from __future__ import annotations
@@ -29,9 +29,15 @@ from mhc_model.sinkhorn import permutation_mixture, sinkhorn_knopp
 class Coefficients(NamedTuple):
     """What one sublayer does with the streams of each token, all float32."""
 
-    pre: Tensor  # (b, t, n)
-    post: Tensor  # (b, t, n)
-    res: Tensor  # (b, t, n, m), doubly stochastic, before the gate
+    pre: Tensor  # (..., n)
+    post: Tensor  # (..., n)
+    res: Tensor  # (..., n, m), doubly stochastic, before the gate
+
+
+def scale_columns(config: MHCConfig) -> Tensor:
+    """(k,) int64: which of the strengths s_pre, s_post and s_res a column of `fn` has."""
+    sizes = torch.tensor([config.n_streams, config.n_streams, config.n_res_logits])
+    return torch.arange(3).repeat_interleave(sizes)
 
 
 class HyperConnection(nn.Module):
@@ -43,6 +49,8 @@ class HyperConnection(nn.Module):
     H_res is a mixture of permutations.
     """
 
+    columns: Tensor
+
     def __init__(self, config: MHCConfig, d_model: int, sublayer: int, norm_eps: float) -> None:
         super().__init__()
         self.config = config
@@ -52,6 +60,7 @@ class HyperConnection(nn.Module):
         self.fn = nn.Parameter(torch.empty(config.n_streams * d_model, k))
         self.base = nn.Parameter(torch.empty(k))
         self.scale = nn.Parameter(torch.empty(3))
+        self.register_buffer("columns", scale_columns(config), persistent=False)
         self.reset_parameters()
 
     @torch.no_grad()
@@ -102,51 +111,54 @@ class HyperConnection(nn.Module):
         """What the sublayer reads.
 
         Args:
-            x: (b, t, n, c) streams, any floating dtype; the coefficients are computed in float32.
+            x: (..., n, c) streams, any floating dtype; the coefficients are computed in float32.
 
         Returns:
-            norm(sum_i H_pre_i x_i), (b, t, c) of the dtype of x, and the coefficients.
+            norm(sum_i H_pre_i x_i), (..., c) of the dtype of x, and the coefficients.
         """
         with torch.autocast(x.device.type, enabled=False):
-            return self._finish(kernels.enter(x, *self._parameters_of(), self.norm_eps))
+            entry = kernels.enter(_tokens(x, 2), *self._parameters_of(), self.norm_eps)
+            return self._finish(entry, x.shape[:-2])
 
     def start(self, e: Tensor, stream_embedding: Tensor) -> tuple[Tensor, Tensor, Coefficients]:
         """Makes the streams and enters the first sublayer.
 
         Args:
-            e: (b, t, c) token embeddings; stream i starts as e + stream_embedding[i].
+            e: (..., c) token embeddings; stream i starts as e + stream_embedding[i].
             stream_embedding: (n, c).
 
         Returns:
-            The streams (b, t, n, c) of the dtype of e, then what `enter` gives.
+            The streams (..., n, c) of the dtype of e, then what `enter` gives.
         """
+        lead = e.shape[:-1]
         with torch.autocast(e.device.type, enabled=False):
             parameters = self._parameters_of()
-            x, entry = kernels.start(e, stream_embedding, *parameters, self.norm_eps)
-            return x, *self._finish(entry)
+            x, entry = kernels.start(_tokens(e, 1), stream_embedding, *parameters, self.norm_eps)
+            return _unflatten(x, lead), *self._finish(entry, lead)
 
     def leave(self, x: Tensor, y: Tensor, coefficients: Coefficients, gate: Tensor) -> Tensor:
         """The streams after the sublayer: x_j <- sum_i H_res'_ij x_i + H_post_j y.
 
         Args:
-            x: (b, t, n, c) streams before the sublayer.
-            y: (b, t, c) output of the sublayer.
+            x: (..., n, c) streams before the sublayer.
+            y: (..., c) output of the sublayer.
             coefficients: of the same tokens and this sublayer.
-            gate: (b,) in [0, 1]; 0 gives exactly the identity mixing.
+            gate: in [0, 1], of the first of the leading dimensions, or all of them; 0 gives
+                exactly the identity mixing.
 
         Returns:
-            (b, t, n, c), dtype of x.
+            (..., n, c), dtype of x.
         """
         with torch.autocast(x.device.type, enabled=False):
-            return kernels.leave(x, y, coefficients.post, gated(coefficients.res, gate))
+            return _unflatten(kernels.leave(*_departure(x, y, coefficients, gate)), x.shape[:-2])
 
     def collapse(self, x: Tensor, y: Tensor, coefficients: Coefficients, gate: Tensor) -> Tensor:
-        """The mean of the streams after the last sublayer, (b, t, c); arguments as in `leave`.
+        """The mean of the streams after the last sublayer, (..., c); arguments as in `leave`.
 
         The mean, not the sum: at init the streams are copies and their mean is the plain model.
         """
         with torch.autocast(x.device.type, enabled=False):
-            return kernels.collapse(x, y, coefficients.post, gated(coefficients.res, gate))
+            return kernels.collapse(*_departure(x, y, coefficients, gate)).view_as(y)
 
     def cross(
         self, x: Tensor, y: Tensor, previous: Coefficients, gate: Tensor
@@ -156,11 +168,11 @@ class HyperConnection(nn.Module):
         Returns:
             The streams between the two, then what `enter` gives.
         """
+        lead = x.shape[:-2]
         with torch.autocast(x.device.type, enabled=False):
-            mixing = gated(previous.res, gate)
-            parameters = self._parameters_of()
-            new, entry = kernels.cross(x, y, previous.post, mixing, *parameters, self.norm_eps)
-            return new, *self._finish(entry)
+            departure = _departure(x, y, previous, gate)
+            new, entry = kernels.cross(*departure, *self._parameters_of(), self.norm_eps)
+            return _unflatten(new, lead), *self._finish(entry, lead)
 
     def forward(
         self, x: Tensor, sublayer: Callable[[Tensor], Tensor], gate: Tensor | None = None
@@ -180,30 +192,52 @@ class HyperConnection(nn.Module):
         return self.leave(x, sublayer(u), coefficients, gate)
 
     def _parameters_of(self) -> tuple[Tensor, Tensor, Tensor]:
-        n = self.config.n_streams
-        # Expanded views: repeat_interleave would wait for the device to learn the sizes.
-        sizes = (n, n, self.config.n_res_logits)
-        scales = self.scale.float().unbind()
-        strength = torch.cat([s.expand(k) for s, k in zip(scales, sizes, strict=True)])
+        strength = self.scale.float().index_select(0, self.columns)
         return self.fn.float(), self.base.float(), strength
 
-    def _finish(self, entry: kernels.Entry) -> tuple[Tensor, Coefficients]:
-        res = self._project(entry.logits)
-        return rms_norm(entry.u, self.norm_eps), Coefficients(entry.pre, entry.post, res)
+    def _finish(self, entry: kernels.Entry, lead: torch.Size) -> tuple[Tensor, Coefficients]:
+        coefficients = Coefficients(
+            _unflatten(entry.pre, lead),
+            _unflatten(entry.post, lead),
+            _unflatten(self._project(entry.logits), lead),
+        )
+        return _unflatten(rms_norm(entry.u, self.norm_eps), lead), coefficients
 
     def _project(self, logits: Tensor) -> Tensor:
         """(..., number of logits) -> (..., n, n) doubly stochastic."""
         config, n = self.config, self.config.n_streams
         if config.projection == "permutations":
             return permutation_mixture(logits / config.tau, n)
+        matrices = logits.unflatten(-1, (n, n))
         exact = config.projection == "limit"
-        return sinkhorn_knopp(
-            logits.unflatten(-1, (n, n)), config.sinkhorn_iters, config.tau, exact
-        )
+        return sinkhorn_knopp(matrices, config.sinkhorn_iters, config.tau, exact)
 
 
 def gated(res: Tensor, gate: Tensor) -> Tensor:
-    """(1 - g) I + g H_res for res (b, t, n, m) and gate (b,); exactly I at 0 and H_res at 1."""
+    """(1 - g) I + g H_res; exactly I at 0 and H_res at 1.
+
+    Args:
+        res: (..., n, m).
+        gate: of the first of the leading dimensions, or all of them.
+    """
     identity = torch.eye(res.shape[-1], dtype=res.dtype, device=res.device)
+    gate = gate.to(res.dtype).view(gate.shape + (1,) * (res.ndim - gate.ndim))
     # lerp is exact at both ends.
-    return torch.lerp(identity, res, gate.to(res.dtype)[:, None, None, None])
+    return torch.lerp(identity, res, gate)
+
+
+def _departure(
+    x: Tensor, y: Tensor, coefficients: Coefficients, gate: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Arguments of `kernels.leave`: everything flat."""
+    mixing = gated(coefficients.res, gate)
+    return _tokens(x, 2), _tokens(y, 1), _tokens(coefficients.post, 1), _tokens(mixing, 2)
+
+
+def _tokens(x: Tensor, inner: int) -> Tensor:
+    """The leading dimensions in one, all but the last `inner`."""
+    return x if x.ndim == inner + 1 else x.reshape(-1, *x.shape[x.ndim - inner :])
+
+
+def _unflatten(x: Tensor, lead: torch.Size) -> Tensor:
+    return x if len(lead) == 1 else x.view(*lead, *x.shape[1:])

@@ -177,16 +177,19 @@ class Decoder(nn.Module):
 
     def _through_streams(self, x: Tensor, gates: Tensor, attend: tuple[Any, ...]) -> Tensor:
         """(b, t, c) through all sublayers and streams, gates (b, 2L) -> (b, t, c)."""
-        connections = self.connections()
-        x, u, coefficients = connections[0].start(x, self.stream_embedding)
+        connections, (b, t, _) = self.connections(), x.shape
+        # Tokens are flat between the sublayers, each with the gates of its sequence.
+        token_gates = gates.repeat_interleave(t, dim=0).unbind(1)
+        x, u, coefficients = connections[0].start(x.flatten(0, 1), self.stream_embedding)
         for k in range(len(connections)):
             if self.watch is not None:
-                self.watch(k, x, coefficients, gates[:, k])
-            layer = self.layers[k // 2]
-            y = layer.mlp(u) if k % 2 else layer.attention(u, *attend)
+                now = Coefficients(*(value.unflatten(0, (b, t)) for value in coefficients))
+                self.watch(k, x.unflatten(0, (b, t)), now, gates[:, k])
+            layer, u = self.layers[k // 2], u.view(b, t, -1)
+            y = (layer.mlp(u) if k % 2 else layer.attention(u, *attend)).flatten(0, 1)
             if k + 1 < len(connections):
-                x, u, coefficients = connections[k + 1].cross(x, y, coefficients, gates[:, k])
-        return connections[-1].collapse(x, y, coefficients, gates[:, -1])
+                x, u, coefficients = connections[k + 1].cross(x, y, coefficients, token_gates[k])
+        return connections[-1].collapse(x, y, coefficients, token_gates[-1]).view(b, t, -1)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., c) from `hidden` -> (..., v) float32 logits, soft-capped."""

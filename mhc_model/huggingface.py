@@ -22,6 +22,7 @@ from transformers.modeling_outputs import CausalLMOutput
 from transformers.utils import logging
 
 from mhc_model.config import ModelConfig
+from mhc_model.connections import scale_columns
 from mhc_model.decoder import Decoder
 from mhc_model.errors import ConfigError, EngineError, GateError
 from mhc_model.gates import GateValues, expand_gates
@@ -87,7 +88,7 @@ class MHCGatesForCausalLM(PreTrainedModel, GenerationMixin):
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Fills what no checkpoint gave: always the rotary tables, and parameters not yet loaded.
+        """Fills what no checkpoint gave: always the tables, and parameters not yet loaded.
 
         transformers replaces non-persistent buffers by uninitialised memory in from_pretrained;
         `init.copy_` leaves alone what is marked as loaded.
@@ -96,6 +97,8 @@ class MHCGatesForCausalLM(PreTrainedModel, GenerationMixin):
             return
         for name, table in zip(("rope_cos", "rope_sin"), rope_table(module.config), strict=True):
             init.copy_(module.get_buffer(name), table)
+        for connection in module.connections():
+            init.copy_(connection.columns, scale_columns(connection.config))
         parameters = list(module.parameters())
         if not all(getattr(p, "_is_hf_initialized", False) for p in parameters):
             with torch.device("cpu"):

@@ -5,12 +5,13 @@ streams, and `cross` does both at once between two sublayers. The backward passe
 hand: recorded by autograd, the streams would be copied for every product and their gradient summed
 up from five parts.
 
-Axes: b batch, t token, n streams (senders), m streams (receivers), c channel, k = 2n + the number
-of logits of H_res, the coefficients of a token. T = b * t tokens; inside, streams are (T, n, c).
+Axes: T tokens (any leading shape, flattened), n streams (senders), m streams (receivers), c
+channel, k = 2n + the number of logits of H_res, the coefficients of a token.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -24,17 +25,17 @@ PART = 256  # tokens
 class Entry(NamedTuple):
     """What a sublayer reads of the streams, and the coefficients that come with it."""
 
-    u: Tensor  # (b, t, c), dtype of the streams: sum_i H_pre_i x_i
-    pre: Tensor  # (b, t, n) float32 in [0, 1]
-    post: Tensor  # (b, t, n) float32 in [0, 2]
-    logits: Tensor  # (b, t, k - 2n) float32: those of H_res
+    u: Tensor  # (T, c), dtype of the streams: sum_i H_pre_i x_i
+    pre: Tensor  # (T, n) float32 in [0, 1]
+    post: Tensor  # (T, n) float32 in [0, 2]
+    logits: Tensor  # (T, k - 2n) float32: those of H_res
 
 
 def enter(x: Tensor, fn: Tensor, base: Tensor, strength: Tensor, eps: float) -> Entry:
     """Reads the streams.
 
     Args:
-        x: (b, t, n, c) streams, any floating dtype.
+        x: (T, n, c) streams, any floating dtype.
         fn: (n * c, k) float32 projections.
         base: (k,) float32 biases.
         strength: (k,) float32, what each column of the projection is multiplied by.
@@ -49,7 +50,7 @@ def start(
     """Makes the streams, x_n = e + stream_embedding_n, and enters the first sublayer.
 
     Args:
-        e: (b, t, c) token embeddings.
+        e: (T, c) token embeddings.
         stream_embedding: (n, c), cast to the dtype of e.
         fn: this and the others as in `enter`.
     """
@@ -61,13 +62,13 @@ def leave(x: Tensor, y: Tensor, post: Tensor, mixing: Tensor) -> Tensor:
     """New streams: x'_m = sum_n mixing[n, m] x_n + post_m y.
 
     Args:
-        x: (b, t, n, c) streams before the sublayer.
-        y: (b, t, c) output of the sublayer.
-        post: (b, t, n) float32.
-        mixing: (b, t, n, m) float32, the gated H_res.
+        x: (T, n, c) streams before the sublayer.
+        y: (T, c) output of the sublayer.
+        post: (T, n) float32.
+        mixing: (T, n, m) float32, the gated H_res.
 
     Returns:
-        (b, t, n, c), dtype of x.
+        (T, n, c), dtype of x.
     """
     new: Tensor = _Leave.apply(x, y, post, mixing)
     return new
@@ -89,15 +90,15 @@ def cross(
 
 
 def collapse(x: Tensor, y: Tensor, post: Tensor, mixing: Tensor) -> Tensor:
-    """The mean of the streams that `leave` gives, (b, t, c), without making them."""
-    total: Tensor = _Collapse.apply(x, y, mixing.mean(dim=-1), post.mean(dim=-1))
+    """The mean of the streams that `leave` gives, (T, c), without making them."""
+    total: Tensor = _Collapse.apply(x, y, mixing.mean(dim=-1), post.mean(dim=-1, keepdim=True))
     return total
 
 
 class _Saved(NamedTuple):
-    """What `_enter_backward` needs beside the streams and the parameters; all (T, ...) float32."""
+    """What `_enter_backward` needs beside the streams and the parameters; all float32."""
 
-    inverse: Tensor  # (T, 1): 1 / RMS
+    inverse: Tensor  # (T, 1): 1 / RMS / sqrt(n c)
     projected: Tensor  # (T, k): RMSNorm(x) @ fn
     sigmoids: Tensor  # (T, 2n)
 
@@ -105,26 +106,18 @@ class _Saved(NamedTuple):
 def _enter(
     x: Tensor, fn: Tensor, base: Tensor, strength: Tensor, eps: float
 ) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], _Saved]:
-    b, t, n, c = x.shape
-    x3 = x.reshape(b * t, n, c).float()
-    x2 = x3.view(b * t, n * c)
+    n, c = x.shape[1:]
+    streams = x.float()
+    flat = streams.view(-1, n * c)
     # The norm has no weight, so it commutes with the projection: it scales k numbers, not n * c.
-    inverse = torch.linalg.vector_norm(x2, dim=1, keepdim=True).square()
-    inverse = torch.rsqrt(inverse / (n * c) + eps)
-    projected = (x2 @ fn) * inverse
+    inverse = torch.linalg.vector_norm(flat, dim=1, keepdim=True)
+    inverse = inverse.square_().add_(n * c * eps).rsqrt_()
+    projected = torch.addmm(base, flat, fn, beta=0.0, alpha=math.sqrt(n * c)) * inverse
     raw = torch.addcmul(base, projected, strength)
     sigmoids = torch.sigmoid(raw[:, : 2 * n])
     pre = sigmoids[:, :n]
-    # n scaled additions: a batched product of (1, n) by (n, c) is no faster and less exact in bf16.
-    u = x3[:, 0] * pre[:, :1]
-    for i in range(1, n):
-        u = torch.addcmul(u, x3[:, i], pre[:, i : i + 1])
-    outputs = (
-        u.to(x.dtype).view(b, t, c),
-        pre.reshape(b, t, n),
-        (2.0 * sigmoids[:, n:]).view(b, t, n),
-        raw[:, 2 * n :].reshape(b, t, -1),
-    )
+    u = torch.bmm(pre[:, None], streams).view(-1, c).to(x.dtype)
+    outputs = (u, pre, 2.0 * sigmoids[:, n:], raw[:, 2 * n :])
     return outputs, _Saved(inverse, projected, sigmoids)
 
 
@@ -142,7 +135,7 @@ class _EnterGradient(NamedTuple):
         if grad is None:
             total = self.projected[part] @ fn.mT
         else:
-            total = torch.addmm(grad[part].view(-1, n * c), self.projected[part], fn.mT)
+            total = torch.addmm(grad[part].reshape(-1, n * c), self.projected[part], fn.mT)
         total = total.addcmul_(x.view(-1, n * c), self.radial[part]).view(-1, n, c)
         return total.addcmul_(self.pre[part], self.du[part])
 
@@ -153,63 +146,46 @@ def _enter_backward(
     """Gradients of x (T, n, c) float32, and of fn, base and strength."""
     tokens, n, c = x.shape
     inverse, projected, sigmoids = saved
-    x2 = x.view(tokens, n * c)
     du, dpre, dpost, dlogits = grads
-    du = du.reshape(tokens, 1, c).float()
-    dpre = dpre.reshape(tokens, n) + torch.bmm(x, du.mT).view(tokens, n)
+    du = du.float()[:, None]
+    dpre = dpre + torch.bmm(x, du.mT)[:, :, 0]
     slope = sigmoids * (1.0 - sigmoids)
-    draw = torch.cat(
-        [
-            dpre * slope[:, :n],
-            dpost.reshape(tokens, n) * (2.0 * slope[:, n:]),
-            dlogits.reshape(tokens, -1),
-        ],
-        dim=1,
-    )
+    draw = torch.cat([dpre * slope[:, :n], dpost * (2.0 * slope[:, n:]), dlogits], dim=1)
     dprojected = draw * strength
-    # d(1 / RMS) / dx = -x / RMS^3 / (n c), and projected = (x fn) / RMS.
-    radial = (dprojected * projected).sum(dim=1, keepdim=True)
-    radial = radial * inverse.square() * (-1.0 / (n * c))
-    dprojected = dprojected * inverse
+    # projected = sqrt(n c) (x fn) inverse, and d inverse / dx = -x inverse^3.
+    radial = (dprojected * projected).sum(dim=1, keepdim=True) * inverse.square().neg_()
+    dprojected = dprojected * (inverse * math.sqrt(n * c))
     parts = _EnterGradient(dprojected, radial, sigmoids[:, :n, None], du)
-    return parts, (x2.mT @ dprojected, draw.sum(dim=0), (draw * projected).sum(dim=0))
+    dfn = x.view(tokens, n * c).mT @ dprojected
+    return parts, (dfn, draw.sum(dim=0), (draw * projected).sum(dim=0))
 
 
 def _leave(x: Tensor, y: Tensor, post: Tensor, mixing: Tensor) -> Tensor:
-    b, t, n, c = x.shape
-    x3, y3 = x.reshape(b * t, n, c).float(), y.reshape(b * t, 1, c).float()
-    new = torch.bmm(mixing.reshape(b * t, n, n).mT, x3)
-    new = new.addcmul_(post.reshape(b * t, n, 1), y3)
-    return new.to(x.dtype).view(b, t, n, c)
+    new = torch.bmm(mixing.mT, x.float())
+    return new.addcmul_(post[:, :, None], y[:, None]).to(x.dtype)
 
 
 def _leave_backward(
     x: Tensor, y: Tensor, post: Tensor, mixing: Tensor, grad: Callable[[slice], Tensor]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, y, post and mixing, where grad(part) is that of the new streams (T, n, c)."""
-    b, t, n, c = x.shape
-    x3, y3 = x.reshape(b * t, n, c).float(), y.reshape(b * t, c, 1).float()
-    post, mixing = post.reshape(b * t, 1, n), mixing.reshape(b * t, n, n)
+    streams, column, row = x.float(), y.float()[:, :, None], post[:, None]
     pieces = []
-    parts = _parts(b * t)
-    dx = None if len(parts) == 1 else torch.empty_like(x3)
+    parts = _parts(len(x))
+    dx = None if len(parts) == 1 else torch.empty_like(streams)
     for part in parts:
         d = grad(part)
         if dx is None:
             dx = torch.bmm(mixing[part], d)
         else:
             torch.bmm(mixing[part], d, out=dx[part])
-        pieces.append((torch.bmm(post[part], d), torch.bmm(d, y3[part]), torch.bmm(x3[part], d.mT)))
+        dy, dpost = torch.bmm(row[part], d), torch.bmm(d, column[part])
+        pieces.append((dy[:, 0], dpost[:, :, 0], torch.bmm(streams[part], d.mT)))
     dy, dpost, dmixing = (
         piece[0] if len(piece) == 1 else torch.cat(piece) for piece in zip(*pieces, strict=True)
     )
     assert dx is not None
-    return (
-        dx.to(x.dtype).view(b, t, n, c),
-        dy.to(y.dtype).view(b, t, c),
-        dpost.view(b, t, n),
-        dmixing.view(b, t, n, n),
-    )
+    return dx.to(x.dtype), dy.to(y.dtype), dpost, dmixing
 
 
 def _parts(tokens: int) -> list[slice]:
@@ -220,11 +196,6 @@ def _parts(tokens: int) -> list[slice]:
     if torch.compiler.is_compiling() or tokens <= PART:
         return [slice(None)]
     return [slice(first, first + PART) for first in range(0, tokens, PART)]
-
-
-def _flat(x: Tensor) -> Tensor:
-    """(b, t, n, c) -> (T, n, c) float32, a view where it can be."""
-    return x.reshape(-1, *x.shape[2:]).float()
 
 
 class _Enter(torch.autograd.Function):
@@ -241,10 +212,10 @@ class _Enter(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, fn, strength, *saved = ctx.saved_tensors
         with torch.autocast(x.device.type, enabled=False):
-            flat = _flat(x)
-            parts, others = _enter_backward(flat, strength, _Saved(*saved), grads)
-            dx = parts.add_to(None, flat, fn, slice(None))
-        return dx.to(x.dtype).view_as(x), *others, None
+            streams = x.float()
+            gradient, others = _enter_backward(streams, strength, _Saved(*saved), grads)
+            dx = gradient.add_to(None, streams, fn, slice(None))
+        return dx.to(x.dtype), *others, None
 
 
 class _Start(torch.autograd.Function):
@@ -258,7 +229,7 @@ class _Start(torch.autograd.Function):
         strength: Tensor,
         eps: float,
     ) -> tuple[Tensor, ...]:
-        x = e[:, :, None] + stream_embedding.to(e.dtype)
+        x = e[:, None] + stream_embedding.to(e.dtype)
         outputs, saved = _enter(x, fn, base, strength, eps)
         ctx.save_for_backward(x, fn, strength, *saved)
         ctx.dtype = stream_embedding.dtype
@@ -269,16 +240,15 @@ class _Start(torch.autograd.Function):
     def backward(ctx: Any, grad_x: Tensor, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, fn, strength, *saved = ctx.saved_tensors
         with torch.autocast(x.device.type, enabled=False):
-            flat, grad_x = _flat(x), _flat(grad_x)
-            gradient, others = _enter_backward(flat, strength, _Saved(*saved), grads)
-            pieces, dstream = [], torch.zeros_like(flat[0])
-            for part in _parts(len(flat)):
-                d = gradient.add_to(grad_x, flat, fn, part)
+            streams, grad_x = x.float(), grad_x.float()
+            gradient, others = _enter_backward(streams, strength, _Saved(*saved), grads)
+            pieces, dstream = [], torch.zeros_like(streams[0])
+            for part in _parts(len(streams)):
+                d = gradient.add_to(grad_x, streams, fn, part)
                 pieces.append(d.sum(dim=1))
                 dstream = dstream + d.sum(dim=0)
             de = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
-            shape = (*x.shape[:2], x.shape[3])
-        return de.to(x.dtype).view(shape), dstream.to(ctx.dtype), *others, None
+        return de.to(x.dtype), dstream.to(ctx.dtype), *others, None
 
 
 class _Leave(torch.autograd.Function):
@@ -292,8 +262,8 @@ class _Leave(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
         x, y, post, mixing = ctx.saved_tensors
         with torch.autocast(x.device.type, enabled=False):
-            flat = _flat(grad)
-            return _leave_backward(x, y, post, mixing, lambda part: flat[part])
+            grad = grad.float()
+            return _leave_backward(x, y, post, mixing, lambda part: grad[part])
 
 
 class _Cross(torch.autograd.Function):
@@ -321,24 +291,22 @@ class _Cross(torch.autograd.Function):
     def backward(ctx: Any, grad_new: Tensor, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, y, post, mixing, new, fn, strength, *saved = ctx.saved_tensors
         with torch.autocast(x.device.type, enabled=False):
-            new, grad_new = _flat(new), _flat(grad_new)
-            parts, others = _enter_backward(new, strength, _Saved(*saved), grads)
+            new, grad_new = new.float(), grad_new.float()
+            gradient, others = _enter_backward(new, strength, _Saved(*saved), grads)
             into = _leave_backward(
-                x, y, post, mixing, lambda part: parts.add_to(grad_new, new, fn, part)
+                x, y, post, mixing, lambda part: gradient.add_to(grad_new, new, fn, part)
             )
         return *into, *others, None
 
 
 class _Collapse(torch.autograd.Function):
-    """sum_n weights_n x_n + share y."""
+    """sum_n weights_n x_n + share y, for weights (T, n) and share (T, 1)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor, weights: Tensor, share: Tensor) -> Tensor:
         ctx.save_for_backward(x, y, weights, share)
-        total = y.float() * share[..., None]
-        for i in range(x.shape[2]):
-            total = total.addcmul_(x[:, :, i].float(), weights[..., i : i + 1])
-        return total.to(x.dtype)
+        total = torch.bmm(weights[:, None], x.float())[:, 0]
+        return total.addcmul_(y, share).to(x.dtype)
 
     @staticmethod
     @once_differentiable
@@ -346,7 +314,7 @@ class _Collapse(torch.autograd.Function):
         x, y, weights, share = ctx.saved_tensors
         with torch.autocast(x.device.type, enabled=False):
             grad = grad.float()
-            dx = (weights[..., None] * grad[:, :, None]).to(x.dtype)
-            dweights = torch.bmm(_flat(x), grad.reshape(-1, grad.shape[2], 1)).view_as(weights)
-            dshare = (grad * y.float()).sum(dim=-1)
-            return dx, (grad * share[..., None]).to(y.dtype), dweights, dshare
+            dx = (weights[:, :, None] * grad[:, None]).to(x.dtype)
+            dweights = torch.bmm(x.float(), grad[:, :, None])[:, :, 0]
+            dshare = (grad * y.float()).sum(dim=-1, keepdim=True)
+            return dx, (grad * share).to(y.dtype), dweights, dshare
