@@ -24,7 +24,7 @@ from mhc_model.cache import KVCache
 from mhc_model.config import ModelConfig
 from mhc_model.connections import Coefficients, HyperConnection
 from mhc_model.errors import EngineError, GateError
-from mhc_model.gates import allowed_gates
+from mhc_model.gates import GateValues, allowed_gates, expand_gates
 from mhc_model.layers import MLP, Attention, rms_norm, rope_table
 
 
@@ -68,6 +68,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.watch: Watch | None = None
+        self._set_gates: Tensor | None = None
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         layers = nn.ModuleList(Layer(config, i) for i in range(config.n_layers))
         self.layers = cast("Sequence[Layer]", layers)  # a ModuleList does not tell its type
@@ -131,6 +132,53 @@ class Decoder(nn.Module):
         if self.config.mhc is None:
             raise GateError("this model is plain (mhc: null): it has no gates")
         return torch.sigmoid(self.gate_logits.float())
+
+    def gate_rows(self, rows: Sequence[GateValues | None]) -> Tensor:
+        """Gates of a batch in which some rows have their own and None means the learned ones.
+
+        Args:
+            rows: per sequence None, a number, or L or 2L numbers, as `expand_gates` takes them.
+
+        Returns:
+            (b, 2L) float32 on the model's device; the learned rows are differentiable.
+
+        Raises:
+            GateError: for gates out of range or of a wrong length, and for a plain model.
+        """
+        learned = self._default_gates()
+        expanded = [
+            None if row is None else expand_gates(row, self.config.n_layers) for row in rows
+        ]
+        return torch.stack([learned if row is None else row.to(learned) for row in expanded])
+
+    def set_gate(self, gate: float) -> None:
+        """Makes one gate for all sublayers the default: what `gates=None` means, for notebooks.
+
+        Nothing of it is saved, and gates given with a call win. `reset_gates` undoes it.
+
+        Raises:
+            GateError: if the gate is not in [0, 1], or the model is plain.
+        """
+        self.set_gates([gate])
+
+    def set_gates_per_layer(self, gates: Sequence[float]) -> None:
+        """As `set_gate`, with one gate for each of the L layers."""
+        if len(gates) != self.config.n_layers:
+            raise GateError(f"{len(gates)} gates for {self.config.n_layers} layers; give one each")
+        self.set_gates(gates)
+
+    def set_gates(self, gates: GateValues) -> None:
+        """As `set_gate`, with whatever `expand_gates` takes."""
+        learned = self.learned_gates().detach()
+        self._set_gates = expand_gates(gates, self.config.n_layers).to(learned)
+
+    def reset_gates(self) -> None:
+        """Makes the learned gates the default again."""
+        self._set_gates = None
+
+    def _default_gates(self) -> Tensor:
+        learned = self.learned_gates()
+        return learned if self._set_gates is None else self._set_gates.to(learned)
 
     def forward(
         self, tokens: Tensor, gates: Tensor | None = None, cache: KVCache | None = None
@@ -207,7 +255,7 @@ class Decoder(nn.Module):
                 raise GateError("this model is plain (mhc: null): it takes no gates")
             return None
         if gates is None:
-            return self.learned_gates().expand(batch, -1)
+            return self._default_gates().expand(batch, -1)
         if gates.shape != (batch, self.config.n_gates):
             raise GateError(
                 f"gates have shape {tuple(gates.shape)}; expected ({batch}, "

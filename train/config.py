@@ -150,6 +150,13 @@ class TrainConfig(Settings):
         description="share of training sequences with random gates, uniform in [0, 1] per "
         "sublayer, instead of the learned ones; a plain model has no gates and ignores it",
     )
+    gate_noise_ramp: float = Field(
+        0.2,
+        ge=0.0,
+        le=1.0,
+        description="share of the steps over which the random gates widen from the learned ones "
+        "to all of [0, 1]; 0 starts with all of it",
+    )
     loss_chunk: int = Field(
         4096,
         ge=1,

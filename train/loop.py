@@ -20,7 +20,7 @@ from train.config import TrainConfig
 from train.corpus import Corpus
 from train.data import Batches
 from train.metrics import MetricsLog, Progress
-from train.objective import GateNoise, Objective, draw_gate_noise
+from train.objective import GateNoise, Objective, draw_gate_noise, noise_width
 from train.optimizer import Optimizers
 from train.process_group import ProcessGroup
 from train.resume import find_resume, load_step, save_step
@@ -124,7 +124,7 @@ class Trainer:
         for start in starts:
             stop = start + config.device_batch
             inputs, targets = self.batches.sequences(step, start, stop)
-            part = None if noise is None else GateNoise(*(each[start:stop] for each in noise))
+            part = None if noise is None else noise.part(start, stop)
             with ExitStack() as stack:
                 if stop < first + own:  # only the last pass exchanges gradients
                     stack.enter_context(self._no_sync())
@@ -179,6 +179,7 @@ class Trainer:
             config.batch_sequences,
             config.model.n_gates,
             config.gate_noise_share,
+            noise_width(step, config.steps, config.gate_noise_ramp),
         )
 
     def _no_sync(self) -> AbstractContextManager[None]:
@@ -197,4 +198,6 @@ class Trainer:
         return tuple(tensor.to(self.group.device, non_blocking=True) for tensor in tensors)
 
     def _place_noise(self, noise: GateNoise | None) -> GateNoise | None:
-        return None if noise is None else GateNoise(*self._place(*noise))
+        if noise is None:
+            return None
+        return GateNoise(*self._place(noise.used, noise.gates), noise.width)

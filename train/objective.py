@@ -24,18 +24,36 @@ class GateNoise(NamedTuple):
 
     used: Tensor  # (b, 1) bool: the sequence has random gates
     gates: Tensor  # (b, 2L) float32, uniform in [0, 1)
+    width: float = 1.0  # in [0, 1]: 0 gives the learned gates, 1 the random ones
+
+    def part(self, start: int, stop: int) -> GateNoise:
+        """Of the sequences from start to stop."""
+        return GateNoise(self.used[start:stop], self.gates[start:stop], self.width)
+
+    def mixed_with(self, learned: Tensor) -> Tensor:
+        """(b, 2L) gates of all sequences; the learned ones, (2L,), keep their gradient only where
+        they are used as they are."""
+        random = torch.lerp(learned.detach().expand_as(self.gates), self.gates, self.width)
+        return torch.where(self.used, random, learned)
 
 
-def draw_gate_noise(seed: int, step: int, batch: int, n_gates: int, share: float) -> GateNoise:
+def noise_width(step: int, steps: int, ramp: float) -> float:
+    """The curriculum: from the learned gates to all of [0, 1] over a share `ramp` of the steps."""
+    return 1.0 if ramp * steps <= 0.0 else min(1.0, step / (ramp * steps))
+
+
+def draw_gate_noise(
+    seed: int, step: int, batch: int, n_gates: int, share: float, width: float = 1.0
+) -> GateNoise:
     """Gate noise of all sequences of a step, the same on every worker.
 
-    The noise covers all of [0, 1]: whatever gates a caller or a policy sends later, the model has
-    been trained with their like.
+    At full width the noise covers all of [0, 1]: whatever gates a caller or a policy sends later,
+    the model has been trained with their like.
     """
     generator = np.random.default_rng([seed, step, _GATE_STREAM])
     used = generator.random((batch, 1)) < share
     gates = generator.random((batch, n_gates), dtype=np.float32)
-    return GateNoise(torch.from_numpy(used), torch.from_numpy(gates))
+    return GateNoise(torch.from_numpy(used), torch.from_numpy(gates), width)
 
 
 class Objective(nn.Module):
@@ -62,7 +80,7 @@ class Objective(nn.Module):
         """
         gates = None
         if noise is not None:
-            gates = torch.where(noise.used, noise.gates, self.decoder.learned_gates())
+            gates = noise.mixed_with(self.decoder.learned_gates())
         hidden = self.decoder.hidden(inputs, gates).flatten(0, 1)  # (b t, c)
         wanted = targets.flatten()
         if len(wanted) <= self.loss_chunk:

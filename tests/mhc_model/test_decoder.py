@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mhc_model import Decoder, EngineError, GateError, ModelConfig, connections
+from mhc_model import Decoder, EngineError, GateError, ModelConfig, connections, expand_gates
 
 SAME = {"stream_embedding_std": 0.0}  # the preset that equals the plain model at init
 
@@ -165,6 +165,42 @@ def test_no_gates_means_the_learned_ones(tiny_model):
 def test_learned_gates_start_at_the_configured_value(tiny_config):
     model = Decoder(tiny_config(mhc={"gate_init": 0.3}))
     torch.testing.assert_close(model.learned_gates(), torch.full((6,), 0.3))
+
+
+def test_setters_change_what_no_gates_mean(tiny_model):
+    model = tiny_model()
+    tokens = draw_tokens(model.config)
+    with torch.no_grad():
+        learned = model(tokens)
+        for given, call in (
+            (0.25, lambda: model.set_gate(0.25)),
+            ([0.1, 0.5, 1.0], lambda: model.set_gates_per_layer([0.1, 0.5, 1.0])),
+            ([0.0, 0.2, 0.4, 0.6, 0.8, 1.0], lambda: model.set_gates([0, 0.2, 0.4, 0.6, 0.8, 1])),
+        ):
+            call()
+            row = expand_gates(given, 3).expand(2, -1)
+            assert torch.equal(model(tokens), model(tokens, row))
+            assert torch.equal(model.learned_gates(), torch.sigmoid(model.gate_logits))
+        model.reset_gates()
+        assert torch.equal(model(tokens), learned)
+    with pytest.raises(GateError, match=r"1\.5"):
+        model.set_gate(1.5)
+    with pytest.raises(GateError, match="6 gates for 3 layers"):
+        model.set_gates_per_layer([0.5] * 6)
+
+
+def test_learned_and_given_gates_in_one_batch(tiny_model):
+    model = tiny_model()
+    tokens = draw_tokens(model.config, b=3)
+    rows = model.gate_rows([None, 0.5, [0.1, 0.2, 0.3]])
+    assert torch.equal(rows[0], model.learned_gates())
+    with torch.no_grad():
+        together = model(tokens, rows)
+        torch.testing.assert_close(together[:1], model(tokens[:1]), atol=1e-5, rtol=0)
+    rows.sum().backward()
+    assert model.gate_logits.grad.abs().min() > 0
+    with pytest.raises(GateError, match=r"gate 1 is 2.0"):
+        model.gate_rows([None, [0.1, 2.0, 0.3]])
 
 
 def test_mixed_gates_in_a_batch_equal_one_by_one(tiny_model):

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mhc_model import Decoder, MHCConfig, ModelConfig
-from train.objective import GateNoise, Objective, draw_gate_noise
+from train.objective import GateNoise, Objective, draw_gate_noise, noise_width
 
 SIZES = {"vocab_size": 40, "n_layers": 2, "n_heads": 2, "d_model": 16, "max_seq_len": 16}
 TOKENS = torch.randint(40, (4, 16), generator=torch.Generator().manual_seed(0))
@@ -70,3 +70,14 @@ def test_noise_is_bounded_and_a_function_of_the_step(seed, step, share):
     assert 0.9 < noise.gates.max() < 1.0
     assert abs(noise.used.float().mean().item() - share) < 0.15
     assert not noise.gates.equal(draw_gate_noise(seed, step + 1, 200, 6, share).gates)
+
+
+def test_the_noise_widens_from_the_learned_gates(decoder):
+    assert [noise_width(step, 100, 0.2) for step in (0, 10, 20, 100)] == [0.0, 0.5, 1.0, 1.0]
+    assert noise_width(0, 100, 0.0) == 1.0
+    learned = decoder.learned_gates()
+    noise = draw_gate_noise(seed=0, step=3, batch=4, n_gates=4, share=1.0)
+    for width in (0.0, 0.25, 1.0):
+        gates = noise._replace(width=width).mixed_with(learned)
+        torch.testing.assert_close(gates, (1 - width) * learned + width * noise.gates)
+        assert ((gates >= 0) & (gates <= 1)).all()
