@@ -41,14 +41,18 @@ class MHCConfig(Settings):
         "gives H_res a diagonal of 0.71, 4 one of 0.95",
     )
     res_off_diagonal: float = Field(0.0, description="initial other entries of b_res")
-    pre_own: float = Field(1.0, description="initial b_pre of the stream that a sublayer prefers")
-    pre_others: float = Field(-1.0, description="initial b_pre of the other streams")
+    pre_own: float = Field(2.0, description="initial b_pre of the stream that a sublayer prefers")
+    pre_others: float = Field(-2.0, description="initial b_pre of the other streams")
     pre_rotates: bool = Field(
         True,
         description="the preferred stream is the sublayer's index modulo n; false: always stream 0",
     )
-    scale_init: float = Field(
-        0.01, gt=0.0, description="initial s_pre, s_post, s_res: how strongly tokens steer mixing"
+    scale_init: float | None = Field(
+        None,
+        gt=0.0,
+        description="initial s_pre, s_post, s_res: how strongly tokens steer mixing; none is "
+        "min(1, 256 / (n_streams * d_model)), with which a step of AdamW moves the coefficients "
+        "by as much at any width (0.025 at the paper's)",
     )
     projection_std: float = Field(
         0.0, ge=0.0, description="standard deviation of the initial projections (phi); 0 = zeros"
@@ -87,6 +91,12 @@ class MHCConfig(Settings):
                 f"permutations; the projection 'permutations' allows at most 5 streams"
             )
         return self
+
+    def initial_scale(self, d_model: int) -> float:
+        """Start of s_pre, s_post and s_res for streams of that width."""
+        if self.scale_init is not None:
+            return self.scale_init
+        return min(1.0, 256.0 / (self.n_streams * d_model))
 
     @property
     def n_res_logits(self) -> int:

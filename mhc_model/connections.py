@@ -71,7 +71,7 @@ class HyperConnection(nn.Module):
         else:
             self.fn.zero_()
         self.base.copy_(self.initial_base().to(self.base.device))
-        self.scale.fill_(self.config.scale_init)
+        self.scale.fill_(self.config.initial_scale(len(self.fn) // self.config.n_streams))
 
     def initial_base(self) -> Tensor:
         """(k,) float32: b_pre, b_post and b_res at init."""

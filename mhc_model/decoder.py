@@ -13,6 +13,7 @@ Axes: b batch, t token, n streams, c channel, v vocabulary.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -21,7 +22,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from mhc_model.cache import KVCache
-from mhc_model.config import ModelConfig
+from mhc_model.config import MHCConfig, ModelConfig
 from mhc_model.connections import Coefficients, HyperConnection
 from mhc_model.errors import EngineError, GateError
 from mhc_model.gates import GateValues, allowed_gates, expand_gates
@@ -76,6 +77,7 @@ class Decoder(nn.Module):
         if config.mhc is not None:
             self.stream_embedding = nn.Parameter(torch.empty(config.mhc.n_streams, config.d_model))
             self.gate_logits = nn.Parameter(torch.empty(config.n_gates))
+            self._warn_if_mixing_is_stuck(config.mhc)
         cos, sin = rope_table(config)
         self.register_buffer("rope_cos", cos, persistent=False)
         self.register_buffer("rope_sin", sin, persistent=False)
@@ -86,8 +88,8 @@ class Decoder(nn.Module):
         """Fills every parameter.
 
         embedding            N(0, 1)
-        head                 zeros: the first prediction is uniform
-        o_proj, down_proj    zeros: every layer starts as the identity on the residual
+        head                 N(0, 0.001): the first prediction is all but uniform
+        o_proj, down_proj    N(0, 0.1 s): every layer starts near the identity on the residual
         other matrices       N(0, s), s = min(1, sqrt(fan_out / fan_in)) / sqrt(fan_in)
         hyper-connections    `HyperConnection.reset_parameters`
         stream_embedding     N(0, mhc.stream_embedding_std)
@@ -97,21 +99,32 @@ class Decoder(nn.Module):
         # embedding and matrices.
         generator = torch.Generator().manual_seed(seed)
         self.embedding.weight.normal_(0.0, 1.0, generator=generator)
-        self.head.weight.zero_()
+        # Not zeros: with them no gradient would reach the hyper-connections for three steps.
+        self.head.weight.normal_(0.0, 0.001, generator=generator)
         for layer in self.layers:
             attention, mlp = layer.attention, layer.mlp
-            for linear in (attention.q_proj, attention.k_proj, attention.v_proj, mlp.up_proj):
+            inputs = (attention.q_proj, attention.k_proj, attention.v_proj, mlp.up_proj)
+            for linear in (*inputs, attention.o_proj, mlp.down_proj):
                 fan_out, fan_in = linear.weight.shape
                 std = min(1.0, math.sqrt(fan_out / fan_in)) / math.sqrt(fan_in)
+                std *= 1.0 if linear in inputs else 0.1
                 linear.weight.normal_(0.0, std, generator=generator)
-            attention.o_proj.weight.zero_()
-            mlp.down_proj.weight.zero_()
         if self.config.mhc is not None:
             for connection in self.connections():
                 connection.reset_parameters(generator)
             std = self.config.mhc.stream_embedding_std
             self.stream_embedding.normal_(0.0, std, generator=generator)
             self.gate_logits.fill_(torch.logit(torch.tensor(self.config.mhc.gate_init)).item())
+
+    def _warn_if_mixing_is_stuck(self, mhc: MHCConfig) -> None:
+        start = self.connections()[0].initial_res()
+        if (start - torch.eye(mhc.n_streams)).abs().max() < 1e-12:
+            warnings.warn(
+                f"H_res starts as the identity (tau {mhc.tau}, b_res {mhc.res_diagonal} on the "
+                f"diagonal and {mhc.res_off_diagonal} beside it): no gradient reaches it and it "
+                f"cannot learn; the preset 'default' can",
+                stacklevel=3,
+            )
 
     def connections(self) -> list[HyperConnection]:
         """The 2L hyper-connections in gate order; empty for a plain model."""
