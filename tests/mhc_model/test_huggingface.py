@@ -19,7 +19,9 @@ from mhc_model.tokenizer import Tokenizer
 CORPUS = ["Question: Tom has 12 apples and buys 7 more.\nAnswer: 19\n", "naïve 北京 🙂  \n\n\tx"]
 TOKENIZER = Tokenizer.train(CORPUS, vocab_size=290)
 # Strong mixing of unlike streams: other gates then give other greedy completions.
-STRONG = MHCConfig(res_diagonal=0.0, pre_own=4.0, pre_others=-4.0, stream_embedding_std=2.0)
+STRONG = MHCConfig(
+    res_diagonal=0.0, pre_own=4.0, pre_others=-4.0, scale_init=0.01, stream_embedding_std=2.0
+)
 
 
 def build_decoder(mhc: MHCConfig | None) -> Decoder:

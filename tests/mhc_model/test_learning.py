@@ -62,7 +62,7 @@ def test_routing_learns_from_the_preset_of_the_config():
 @pytest.fixture(scope="module")
 def trained() -> Decoder:
     """A tiny mHC model, with streams that start apart, after 100 steps on repeated words."""
-    mhc = MHCConfig(stream_embedding_std=1.0, pre_own=3.0, pre_others=-3.0, res_diagonal=2.0)
+    mhc = MHCConfig(stream_embedding_std=1.0, pre_own=3.0, pre_others=-3.0, scale_init=0.01)
     config = ModelConfig(vocab_size=24, n_layers=2, n_heads=2, d_model=16, max_seq_len=32, mhc=mhc)
     model = Decoder(config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.0)
