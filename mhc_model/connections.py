@@ -104,7 +104,7 @@ class HyperConnection(nn.Module):
             (b, t, n, n) float32, or (n, n) without streams.
         """
         if x is None:
-            return self._project(self.base[2 * self.config.n_streams :].float())
+            return self._project(kernels.precise(self.base)[2 * self.config.n_streams :])
         return self.enter(x)[1].res
 
     def enter(self, x: Tensor) -> tuple[Tensor, Coefficients]:
@@ -192,8 +192,8 @@ class HyperConnection(nn.Module):
         return self.leave(x, sublayer(u), coefficients, gate)
 
     def _parameters_of(self) -> tuple[Tensor, Tensor, Tensor]:
-        strength = self.scale.float().index_select(0, self.columns)
-        return self.fn.float(), self.base.float(), strength
+        strength = kernels.precise(self.scale).index_select(0, self.columns)
+        return kernels.precise(self.fn), kernels.precise(self.base), strength
 
     def _finish(self, entry: kernels.Entry, lead: torch.Size) -> tuple[Tensor, Coefficients]:
         coefficients = Coefficients(

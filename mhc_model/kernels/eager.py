@@ -22,6 +22,11 @@ from torch.autograd.function import once_differentiable
 PART = 256  # tokens
 
 
+def precise(x: Tensor) -> Tensor:
+    """In float32, or float64 if it is that already."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 class Entry(NamedTuple):
     """What a sublayer reads of the streams, and the coefficients that come with it."""
 
@@ -107,7 +112,7 @@ def _enter(
     x: Tensor, fn: Tensor, base: Tensor, strength: Tensor, eps: float
 ) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], _Saved]:
     n, c = x.shape[1:]
-    streams = x.float()
+    streams = precise(x)
     flat = streams.view(-1, n * c)
     # The norm has no weight, so it commutes with the projection: it scales k numbers, not n * c.
     inverse = torch.linalg.vector_norm(flat, dim=1, keepdim=True)
@@ -147,7 +152,7 @@ def _enter_backward(
     tokens, n, c = x.shape
     inverse, projected, sigmoids = saved
     du, dpre, dpost, dlogits = grads
-    du = du.float()[:, None]
+    du = precise(du)[:, None]
     dpre = dpre + torch.bmm(x, du.mT)[:, :, 0]
     slope = sigmoids * (1.0 - sigmoids)
     draw = torch.cat([dpre * slope[:, :n], dpost * (2.0 * slope[:, n:]), dlogits], dim=1)
@@ -161,7 +166,7 @@ def _enter_backward(
 
 
 def _leave(x: Tensor, y: Tensor, post: Tensor, mixing: Tensor) -> Tensor:
-    new = torch.bmm(mixing.mT, x.float())
+    new = torch.bmm(mixing.mT, precise(x))
     return new.addcmul_(post[:, :, None], y[:, None]).to(x.dtype)
 
 
@@ -169,7 +174,7 @@ def _leave_backward(
     x: Tensor, y: Tensor, post: Tensor, mixing: Tensor, grad: Callable[[slice], Tensor]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, y, post and mixing, where grad(part) is that of the new streams (T, n, c)."""
-    streams, column, row = x.float(), y.float()[:, :, None], post[:, None]
+    streams, column, row = precise(x), precise(y)[:, :, None], post[:, None]
     pieces = []
     parts = _parts(len(x))
     dx = None if len(parts) == 1 else torch.empty_like(streams)
@@ -212,7 +217,7 @@ class _Enter(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, fn, strength, *saved = ctx.saved_tensors
         with torch.autocast(x.device.type, enabled=False):
-            streams = x.float()
+            streams = precise(x)
             gradient, others = _enter_backward(streams, strength, _Saved(*saved), grads)
             dx = gradient.add_to(None, streams, fn, slice(None))
         return dx.to(x.dtype), *others, None
@@ -240,7 +245,7 @@ class _Start(torch.autograd.Function):
     def backward(ctx: Any, grad_x: Tensor, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, fn, strength, *saved = ctx.saved_tensors
         with torch.autocast(x.device.type, enabled=False):
-            streams, grad_x = x.float(), grad_x.float()
+            streams, grad_x = precise(x), precise(grad_x)
             gradient, others = _enter_backward(streams, strength, _Saved(*saved), grads)
             pieces, dstream = [], torch.zeros_like(streams[0])
             for part in _parts(len(streams)):
@@ -262,7 +267,7 @@ class _Leave(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
         x, y, post, mixing = ctx.saved_tensors
         with torch.autocast(x.device.type, enabled=False):
-            grad = grad.float()
+            grad = precise(grad)
             return _leave_backward(x, y, post, mixing, lambda part: grad[part])
 
 
@@ -291,7 +296,7 @@ class _Cross(torch.autograd.Function):
     def backward(ctx: Any, grad_new: Tensor, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, y, post, mixing, new, fn, strength, *saved = ctx.saved_tensors
         with torch.autocast(x.device.type, enabled=False):
-            new, grad_new = new.float(), grad_new.float()
+            new, grad_new = precise(new), precise(grad_new)
             gradient, others = _enter_backward(new, strength, _Saved(*saved), grads)
             into = _leave_backward(
                 x, y, post, mixing, lambda part: gradient.add_to(grad_new, new, fn, part)
@@ -305,7 +310,7 @@ class _Collapse(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor, weights: Tensor, share: Tensor) -> Tensor:
         ctx.save_for_backward(x, y, weights, share)
-        total = torch.bmm(weights[:, None], x.float())[:, 0]
+        total = torch.bmm(weights[:, None], precise(x))[:, 0]
         return total.addcmul_(y, share).to(x.dtype)
 
     @staticmethod
@@ -313,8 +318,8 @@ class _Collapse(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
         x, y, weights, share = ctx.saved_tensors
         with torch.autocast(x.device.type, enabled=False):
-            grad = grad.float()
+            grad = precise(grad)
             dx = (weights[:, :, None] * grad[:, None]).to(x.dtype)
-            dweights = torch.bmm(x.float(), grad[:, :, None])[:, :, 0]
-            dshare = (grad * y.float()).sum(dim=-1, keepdim=True)
+            dweights = torch.bmm(precise(x), grad[:, :, None])[:, :, 0]
+            dshare = (grad * precise(y)).sum(dim=-1, keepdim=True)
             return dx, (grad * share).to(y.dtype), dweights, dshare
