@@ -89,7 +89,7 @@ class Decoder(nn.Module):
 
         embedding            N(0, 1)
         head                 N(0, 0.001): the first prediction is all but uniform
-        o_proj, down_proj    N(0, 0.1 s): every layer starts near the identity on the residual
+        o_proj, down_proj    N(0, s / sqrt(2 L)), as GPT-2's
         other matrices       N(0, s), s = min(1, sqrt(fan_out / fan_in)) / sqrt(fan_in)
         hyper-connections    `HyperConnection.reset_parameters`
         stream_embedding     N(0, mhc.stream_embedding_std)
@@ -107,7 +107,7 @@ class Decoder(nn.Module):
             for linear in (*inputs, attention.o_proj, mlp.down_proj):
                 fan_out, fan_in = linear.weight.shape
                 std = min(1.0, math.sqrt(fan_out / fan_in)) / math.sqrt(fan_in)
-                std *= 1.0 if linear in inputs else 0.1
+                std *= 1.0 if linear in inputs else (2 * self.config.n_layers) ** -0.5
                 linear.weight.normal_(0.0, std, generator=generator)
         if self.config.mhc is not None:
             for connection in self.connections():
