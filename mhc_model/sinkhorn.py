@@ -96,17 +96,14 @@ def _cool_down(scores: Tensor, heat: Tensor) -> Tensor:
     """Near-limits at higher temperatures, each the start of the next; the last is at one."""
     a = scores.new_zeros(1)
     for _ in range(HEATED_STEPS):
-        a = (
-            a
-            - torch.softmax(heat * scores + a, dim=1)
-            .sum(dim=2, keepdim=True)
-            .clamp_(min=1e-300)
-            .log()
-        )
+        p = torch.softmax(heat * scores + a, dim=1)
+        a = a - p.sum(dim=2, keepdim=True).clamp_(min=1e-300).log()
         p = torch.softmax(heat * scores + a, dim=1)
         a = a + _newton_step(p, 1.0 - p.sum(dim=2, keepdim=True))
         cooler = (2.0 * heat).clamp(max=1.0)
         a, heat = a * (cooler / heat), cooler
+        if heat.device.type == "cpu" and bool(heat.min() == 1.0):
+            break
     return torch.softmax(scores + a, dim=1)
 
 
