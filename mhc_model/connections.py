@@ -117,8 +117,11 @@ class HyperConnection(nn.Module):
             norm(sum_i H_pre_i x_i), (..., c) of the dtype of x, and the coefficients.
         """
         with torch.autocast(x.device.type, enabled=False):
-            entry = kernels.enter(_tokens(x, 2), *self._parameters_of(), self.norm_eps)
-            return self._finish(entry, x.shape[:-2])
+            x, lead = _tokens(x, 2), x.shape[:-2]
+            if kernels.takes_triton(x, self.config.projection):
+                parts = (*self._parameters_of(), self.norm_eps, self.config.tau)
+                return _entered(kernels.library.enter(x[:, None], *parts), lead)
+            return self._finish(kernels.enter(x, *self._parameters_of(), self.norm_eps), lead)
 
     def start(self, e: Tensor, stream_embedding: Tensor) -> tuple[Tensor, Tensor, Coefficients]:
         """Makes the streams and enters the first sublayer.
@@ -130,8 +133,11 @@ class HyperConnection(nn.Module):
         Returns:
             The streams (..., n, c) of the dtype of e, then what `enter` gives.
         """
-        lead = e.shape[:-1]
+        lead, n = e.shape[:-1], self.config.n_streams
         with torch.autocast(e.device.type, enabled=False):
+            if kernels.takes_triton(e[..., None, :].expand(*lead, n, -1), self.config.projection):
+                x = e[..., None, :] + stream_embedding.to(e.dtype)
+                return x, *self.enter(x)
             parameters = self._parameters_of()
             x, entry = kernels.start(_tokens(e, 1), stream_embedding, *parameters, self.norm_eps)
             return _unflatten(x, lead), *self._finish(entry, lead)
@@ -158,6 +164,9 @@ class HyperConnection(nn.Module):
         The mean, not the sum: at init the streams are copies and their mean is the plain model.
         """
         with torch.autocast(x.device.type, enabled=False):
+            if kernels.takes_triton(x, self.config.projection):
+                departure = _triton_departure(x, y, coefficients, gate)
+                return kernels.library.collapse(*departure).view_as(y)
             return kernels.collapse(*_departure(x, y, coefficients, gate)).view_as(y)
 
     def cross(
@@ -170,6 +179,11 @@ class HyperConnection(nn.Module):
         """
         lead = x.shape[:-2]
         with torch.autocast(x.device.type, enabled=False):
+            if kernels.takes_triton(x, self.config.projection):
+                parts = (*self._parameters_of(), self.norm_eps, self.config.tau)
+                rows = _triton_departure(x, y, previous, gate)
+                new, entered = kernels.library.cross(*rows, *parts)
+                return new.view_as(x), *_entered(entered, lead)
             departure = _departure(x, y, previous, gate)
             new, entry = kernels.cross(*departure, *self._parameters_of(), self.norm_eps)
             return _unflatten(new, lead), *self._finish(entry, lead)
@@ -232,6 +246,23 @@ def _departure(
     """Arguments of `kernels.leave`: everything flat."""
     mixing = gated(coefficients.res, gate)
     return _tokens(x, 2), _tokens(y, 1), _tokens(coefficients.post, 1), _tokens(mixing, 2)
+
+
+def _triton_departure(
+    x: Tensor, y: Tensor, coefficients: Coefficients, gate: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Arguments of `kernels.library.cross`: every token is a row of one, with its own gate."""
+    lead = x.shape[:-2]
+    gate = gate.view(gate.shape + (1,) * (len(lead) - gate.ndim)).expand(lead).reshape(-1)
+    _, post, res = coefficients
+    rows = (_tokens(x, 2), _tokens(y, 1), _tokens(post, 1), _tokens(res, 2))
+    x, y, post, res = (value[:, None] for value in rows)
+    return x, y, post, res, gate
+
+
+def _entered(entered: kernels.library.Entered, lead: torch.Size) -> tuple[Tensor, Coefficients]:
+    un, *coefficients = (_unflatten(value[:, 0], lead) for value in entered)
+    return un, Coefficients(*coefficients)
 
 
 def _tokens(x: Tensor, inner: int) -> Tensor:

@@ -1,5 +1,86 @@
-"""What moves the streams: the operations around a sublayer, as fast as the device allows."""
+"""What moves the streams: the operations around a sublayer, as fast as the device allows.
 
+`eager` is in torch operations and serves every device and configuration. `library` has Triton
+kernels for CUDA, which also compute the norm and H_res; they are taken there unless `select` says
+otherwise, or the environment variable MHC_KERNELS at the start.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+
+import torch
+from torch import Tensor
+
+from mhc_model.errors import ConfigError
+from mhc_model.kernels import library
 from mhc_model.kernels.eager import Entry, collapse, cross, enter, leave, precise, start
 
-__all__ = ["Entry", "collapse", "cross", "enter", "leave", "precise", "start"]
+__all__ = [
+    "Entry",
+    "collapse",
+    "cross",
+    "enter",
+    "leave",
+    "library",
+    "precise",
+    "select",
+    "start",
+    "takes_triton",
+]
+
+CHOICES = ("auto", "eager", "triton")
+_choice = "auto"
+_told: set[str] = set()
+
+
+def select(choice: str) -> None:
+    """Chooses the kernels of all models of this process.
+
+    Args:
+        choice: 'auto' takes Triton's on CUDA where they serve the streams, and says once where they
+            do not; 'eager' never does; 'triton' always, also in Triton's interpreter.
+
+    Raises:
+        ConfigError: for another word.
+    """
+    global _choice
+    if choice not in CHOICES:
+        raise ConfigError(f"kernels are {choice!r}; allowed: {', '.join(CHOICES)}")
+    _choice = choice
+
+
+def takes_triton(x: Tensor, projection: str) -> bool:
+    """Whether streams x (..., n, c) go through the Triton kernels.
+
+    Raises:
+        ConfigError: if they must and cannot.
+    """
+    if _choice == "eager" or (_choice == "auto" and not x.is_cuda):
+        return False
+    reason = _obstacle(x, projection)
+    if reason is None:
+        return True
+    if _choice == "triton":
+        raise ConfigError(f"the Triton kernels cannot be used: {reason}")
+    if not torch.compiler.is_compiling() and reason not in _told:
+        _told.add(reason)
+        warnings.warn(f"slower path: torch operations, not Triton kernels: {reason}", stacklevel=2)
+    return False
+
+
+def _obstacle(x: Tensor, projection: str) -> str | None:
+    if not library.is_available(x.device):
+        return f"Triton is not installed, or does not run on {x.device.type}"
+    n, c = x.shape[-2:]
+    if projection != "limit":
+        return f"the projection is {projection!r}; they have 'limit'"
+    if n != library.STREAMS or c % library.CHANNELS:
+        return f"{n} streams of width {c}; they take 4 of a multiple of {library.CHANNELS}"
+    if x.dtype not in library.DTYPES:
+        return f"streams are {x.dtype}"
+    return None
+
+
+select(os.environ.get("MHC_KERNELS", "auto"))

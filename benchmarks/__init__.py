@@ -1,0 +1,1 @@
+"""What hyper-connections cost, measured."""

@@ -1,0 +1,32 @@
+"""The benchmark runs, and its last line holds the figures. How fast anything is, no test says."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = "--tokens 64 --width 64 --heads 4 --layers 1 --rounds 2 --what pair,step --only plain,ours"
+
+
+def test_the_last_line_holds_the_figures_of_every_row():
+    command = [sys.executable, "-m", "benchmarks.mhc", *TINY.split()]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert set(report) == {"options", "machine", "pair", "step"}
+    for table in ("pair", "step"):
+        rows = report[table]["rows"]
+        assert [row["name"] for row in rows] == ["plain", "ours"]
+        ratios = [row[key] for row in rows for key in ("ratio", "cpu_ratio")]
+        ratios += [quartile for row in rows for quartile in row["ratio_quartiles"]]
+        assert all(math.isfinite(ratio) and ratio > 0 for ratio in ratios)
+        assert all(len(row["times_ms"]) == 2 for row in rows)
+    assert [row["name"] for row in report["pair"]["counts"]] == ["plain", "ours"]
