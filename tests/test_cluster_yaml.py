@@ -37,7 +37,8 @@ def test_nodes_get_every_file_of_an_installation(cluster):
     here = [path for path in cluster["file_mounts"].values() if not path.startswith("~")]
     assert all((ROOT / path).exists() for path in here)
     packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    needed = {*packages["packages"], "Makefile", "README.md", "pyproject.toml", "constraints.txt"}
+    folders = {package.split(".")[0] for package in packages["packages"]}
+    needed = {*folders, "Makefile", "README.md", "pyproject.toml", "constraints.txt"}
     assert needed <= set(here)
     assert any("make install" in command for command in cluster["setup_commands"])
 
