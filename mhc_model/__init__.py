@@ -14,7 +14,7 @@ from mhc_model.errors import (
 )
 from mhc_model.gates import expand_gates
 from mhc_model.request import Completion, Request, SamplingParams
-from mhc_model.sinkhorn import sinkhorn_knopp
+from mhc_model.sinkhorn import SinkhornKnopp, doubly_stochastic_error, sinkhorn_knopp
 
 __all__ = [
     "Checkpoint",
@@ -31,6 +31,8 @@ __all__ = [
     "ModelConfig",
     "Request",
     "SamplingParams",
+    "SinkhornKnopp",
+    "doubly_stochastic_error",
     "expand_gates",
     "find_checkpoint",
     "load_checkpoint",

@@ -49,7 +49,7 @@ class Routing:
         self._worst = [torch.zeros(3) for _ in connections]
         self._tokens = [0 for _ in connections]
         self._product: Tensor | None = None
-        self._gain = 1.0
+        self._gains = [1.0 for _ in connections]
 
     @torch.no_grad()
     def __call__(self, index: int, x: Tensor, coefficients: Coefficients, gate: Tensor) -> None:
@@ -80,25 +80,23 @@ class Routing:
         self._compose(index, mixing)
 
     def _compose(self, index: int, mixing: Tensor) -> None:
-        """The product of the mixings of one forward pass, and its amax gain at the end."""
-        # What reaches the streams after this sublayer: senders of the first to receivers of this.
+        """The product of the mixings of one forward pass so far, and its amax gain."""
+        # What the streams before the first sublayer send to those after this one.
         if index == 0 or self._product is None or self._product.shape != mixing.shape:
             self._product = mixing.double()
         else:
             self._product = self._product @ mixing.double()
-        if index == len(self._sums) - 1:
-            product = self._product.abs()
-            gain = torch.maximum(product.sum(dim=-1).max(), product.sum(dim=-2).max())
-            self._gain = max(self._gain, float(gain))
-            self._product = None
+        product = self._product.abs()
+        gain = torch.maximum(product.sum(dim=-1).max(), product.sum(dim=-2).max())
+        self._gains[index] = max(self._gains[index], float(gain))
 
     @property
-    def composite_gain(self) -> float:
-        """Largest absolute row or column sum of the product of all mixings of a token.
+    def composite_gains(self) -> list[float]:
+        """By depth: largest absolute row or column sum of the product of a token's mixings so far.
 
         "Amax gain magnitude" of arXiv:2512.24880; 1 for doubly stochastic matrices.
         """
-        return self._gain
+        return self._gains
 
     def sublayers(self) -> list[SublayerRouting]:
         """The records in gate order.
@@ -120,7 +118,7 @@ class Routing:
         distance = [round(float(record.identity_distance), 6) for record in records]
         similarity = [round(float(record.similarity), 6) for record in records]
         return {
-            "composite_gain": self.composite_gain,
+            "composite_gain": max(self.composite_gains),
             "row_error": max(float(record.row_error) for record in records),
             "column_error": max(float(record.column_error) for record in records),
             "h_res_drift": max(float(record.drift) for record in records),
@@ -128,6 +126,7 @@ class Routing:
             "h_pre_own": sum(float(record.pre.max()) for record in records) / len(records),
             "h_post_mean": sum(float(record.post.mean()) for record in records) / len(records),
             "h_post_spread": sum(float(record.post.std()) for record in records) / len(records),
+            "composite_gain_by_depth": [round(gain, 6) for gain in self.composite_gains],
             "identity_distance": distance,
             "stream_similarity_by_sublayer": similarity,
         }
