@@ -29,7 +29,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from mhc_model.config import ModelConfig
-from mhc_model.decoder import Decoder
+from mhc_model.decoder import Decoder, quiet_about_mixing
 from mhc_model.errors import CheckpointError
 from mhc_model.remote_code import REMOTE_CODE, config_entries
 from mhc_model.settings import validate_settings
@@ -170,7 +170,8 @@ def load_checkpoint(
     if "mhc_gates" not in config:
         raise CheckpointError(f"{directory / CONFIG} has no entry 'mhc_gates': not our format")
     model_config = validate_settings(ModelConfig, config["mhc_gates"], str(directory / CONFIG))
-    model = Decoder(model_config)
+    with quiet_about_mixing():
+        model = Decoder(model_config)
     _load_weights(model, directory / WEIGHTS)
     tokenizer = None
     if (directory / "tokenizer.tiktoken").exists():

@@ -74,12 +74,14 @@ class MHCConfig(Settings):
             return values
         values = dict(values)
         name = values.pop("preset")
-        if name not in PRESETS:
+        if not isinstance(name, str) or name not in PRESETS:
             raise ValueError(f"preset is {name!r}; allowed: {', '.join(PRESETS)}")
         preset = dict(PRESETS[name])
         if name == "uniform":  # sigmoid(-log(n - 1)) = 1 / n
-            n = values.get("n_streams", 4)
-            logit = -math.log(n - 1) if isinstance(n, int) and n > 1 else 0.0
+            try:
+                logit = -math.log(int(values.get("n_streams", 4)) - 1)
+            except (TypeError, ValueError, OverflowError):
+                logit = 0.0  # no such number of streams; its own check says so
             preset |= {"pre_own": logit, "pre_others": logit}
         return {**preset, **values}
 

@@ -14,6 +14,7 @@ Axes: n streams (senders), m streams (receivers), c channel; `...` is (b, t) or 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -29,15 +30,15 @@ from mhc_model.sinkhorn import permutation_mixture, sinkhorn_knopp
 class Coefficients(NamedTuple):
     """What one sublayer does with the streams of each token, all float32."""
 
-    pre: Tensor  # (..., n)
+    pre: Tensor  # (..., n); from the Triton kernels without a gradient of its own
     post: Tensor  # (..., n)
     res: Tensor  # (..., n, m), doubly stochastic, before the gate
 
 
 def scale_columns(config: MHCConfig) -> Tensor:
     """(k,) int64: which of the strengths s_pre, s_post and s_res a column of `fn` has."""
-    sizes = torch.tensor([config.n_streams, config.n_streams, config.n_res_logits])
-    return torch.arange(3).repeat_interleave(sizes)
+    n = config.n_streams
+    return torch.tensor([0] * n + [1] * n + [2] * config.n_res_logits)
 
 
 class HyperConnection(nn.Module):
@@ -55,13 +56,19 @@ class HyperConnection(nn.Module):
         super().__init__()
         self.config = config
         self.sublayer = sublayer
-        self.norm_eps = norm_eps
+        self._norm_eps = norm_eps
         k = 2 * config.n_streams + config.n_res_logits
         self.fn = nn.Parameter(torch.empty(config.n_streams * d_model, k))
         self.base = nn.Parameter(torch.empty(k))
         self.scale = nn.Parameter(torch.empty(3))
         self.register_buffer("columns", scale_columns(config), persistent=False)
         self.reset_parameters()
+
+    @property
+    def norm_eps(self) -> float:
+        # A product: with dynamic shapes the compiler would otherwise find the number first inside
+        # an autograd function, and then not outside.
+        return self._norm_eps * 1.0
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
@@ -201,9 +208,13 @@ class HyperConnection(nn.Module):
         Returns:
             (b, t, n, c).
         """
+        shape, lead = x.shape, x.shape[:-2]
+        gate = x.new_ones(()) if gate is None else gate
+        gate = gate.view(gate.shape + (1,) * (len(lead) - gate.ndim)).expand(lead).reshape(-1)
+        x = _tokens(x, 2)
         u, coefficients = self.enter(x)
-        gate = x.new_ones(x.shape[0]) if gate is None else gate
-        return self.leave(x, sublayer(u), coefficients, gate)
+        y = _tokens(sublayer(_unflatten(u, lead)), 1)
+        return self.leave(x, y, coefficients, gate).view(shape)
 
     def _parameters_of(self) -> tuple[Tensor, Tensor, Tensor]:
         strength = kernels.precise(self.scale).index_select(0, self.columns)
@@ -266,8 +277,11 @@ def _entered(entered: kernels.library.Entered, lead: torch.Size) -> tuple[Tensor
 
 
 def _tokens(x: Tensor, inner: int) -> Tensor:
-    """The leading dimensions in one, all but the last `inner`."""
-    return x if x.ndim == inner + 1 else x.reshape(-1, *x.shape[x.ndim - inner :])
+    """The leading dimensions in one, all but the last `inner`; contiguous."""
+    if x.ndim != inner + 1:
+        tokens = math.prod(x.shape[: x.ndim - inner])  # not -1: there may be none
+        x = x.reshape(tokens, *x.shape[x.ndim - inner :])
+    return x if x.is_contiguous() else x.contiguous()
 
 
 def _unflatten(x: Tensor, lead: torch.Size) -> Tensor:

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -51,6 +52,14 @@ class Layer(nn.Module):
 Watch = Callable[[int, Tensor, Coefficients, Tensor], None]
 """Called at every sublayer with its index, the streams before it (b, t, n, c), its coefficients and
 its gates (b,)."""
+
+
+@contextmanager
+def quiet_about_mixing() -> Iterator[None]:
+    """For who loads a model that exists: whether its mixing could learn is no news."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="H_res starts as the identity")
+        yield
 
 
 class Decoder(nn.Module):
@@ -147,13 +156,14 @@ class Decoder(nn.Module):
         return torch.sigmoid(self.gate_logits.float())
 
     def gate_rows(self, rows: Sequence[GateValues | None]) -> Tensor:
-        """Gates of a batch in which some rows have their own and None means the learned ones.
+        """Gates of a batch in which some rows have their own and None means the default ones.
 
         Args:
             rows: per sequence None, a number, or L or 2L numbers, as `expand_gates` takes them.
 
         Returns:
-            (b, 2L) float32 on the model's device; the learned rows are differentiable.
+            (b, 2L) float32 on the model's device. The default is the learned gates,
+            differentiable, unless `set_gates` has changed it.
 
         Raises:
             GateError: for gates out of range or of a wrong length, and for a plain model.
@@ -164,20 +174,23 @@ class Decoder(nn.Module):
         ]
         return torch.stack([learned if row is None else row.to(learned) for row in expanded])
 
-    def set_gate(self, gate: float) -> None:
+    def set_gate(self, gate: float | Tensor) -> None:
         """Makes one gate for all sublayers the default: what `gates=None` means, for notebooks.
 
-        Nothing of it is saved, and gates given with a call win. `reset_gates` undoes it.
+        No checkpoint holds it, gates given with a call win, and an Engine or a training run keeps
+        to the learned gates. `reset_gates` undoes it.
 
         Raises:
             GateError: if the gate is not in [0, 1], or the model is plain.
         """
-        self.set_gates([gate])
+        self.set_gates(gate)
 
     def set_gates_per_layer(self, gates: Sequence[float]) -> None:
         """As `set_gate`, with one gate for each of the L layers."""
-        if len(gates) != self.config.n_layers:
-            raise GateError(f"{len(gates)} gates for {self.config.n_layers} layers; give one each")
+        self.learned_gates()  # a plain model has none
+        count = len(gates) if isinstance(gates, Sequence | Tensor) else 1
+        if count != self.config.n_layers:
+            raise GateError(f"{count} gates for {self.config.n_layers} layers; give one each")
         self.set_gates(gates)
 
     def set_gates(self, gates: GateValues) -> None:
@@ -246,11 +259,11 @@ class Decoder(nn.Module):
             if self.watch is not None:
                 now = Coefficients(*(value.unflatten(0, (b, t)) for value in coefficients))
                 self.watch(k, x.unflatten(0, (b, t)), now, gates[:, k])
-            layer, u = self.layers[k // 2], u.view(b, t, -1)
+            layer, u = self.layers[k // 2], u.unflatten(0, (b, t))
             y = (layer.mlp(u) if k % 2 else layer.attention(u, *attend)).flatten(0, 1)
             if k + 1 < len(connections):
                 x, u, coefficients = connections[k + 1].cross(x, y, coefficients, token_gates[k])
-        return connections[-1].collapse(x, y, coefficients, token_gates[-1]).view(b, t, -1)
+        return connections[-1].collapse(x, y, coefficients, token_gates[-1]).unflatten(0, (b, t))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., c) from `hidden` -> (..., v) float32 logits, soft-capped."""

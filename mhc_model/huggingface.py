@@ -23,7 +23,7 @@ from transformers.utils import logging
 
 from mhc_model.config import ModelConfig
 from mhc_model.connections import scale_columns
-from mhc_model.decoder import Decoder
+from mhc_model.decoder import Decoder, quiet_about_mixing
 from mhc_model.errors import ConfigError, EngineError, GateError
 from mhc_model.gates import GateValues, expand_gates
 from mhc_model.layers import rope_table
@@ -83,7 +83,7 @@ class MHCGatesForCausalLM(PreTrainedModel, GenerationMixin):
     def __init__(self, config: MHCGatesConfig) -> None:
         super().__init__(config)
         # from_pretrained builds models on the meta device, where a seeded init cannot run.
-        with torch.device("cpu"):
+        with torch.device("cpu"), quiet_about_mixing():
             self.model = Decoder(config.to_model_config())
         self.post_init()
 
@@ -101,7 +101,7 @@ class MHCGatesForCausalLM(PreTrainedModel, GenerationMixin):
             init.copy_(connection.columns, scale_columns(connection.config))
         parameters = list(module.parameters())
         if not all(getattr(p, "_is_hf_initialized", False) for p in parameters):
-            with torch.device("cpu"):
+            with torch.device("cpu"), quiet_about_mixing():
                 fresh = Decoder(module.config)
             for parameter, value in zip(parameters, fresh.parameters(), strict=True):
                 init.copy_(parameter, value)

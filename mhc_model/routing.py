@@ -54,6 +54,11 @@ class Routing:
     @torch.no_grad()
     def __call__(self, index: int, x: Tensor, coefficients: Coefficients, gate: Tensor) -> None:
         """Takes in one sublayer of one forward pass; arguments of `mhc_model.decoder.Watch`."""
+        if x.shape[0] and x.shape[1]:
+            with torch.autocast(x.device.type, enabled=False):  # figures are float32
+                self._take(index, x, coefficients, gate)
+
+    def _take(self, index: int, x: Tensor, coefficients: Coefficients, gate: Tensor) -> None:
         pre, post, res = coefficients
         mixing = gated(res, gate)
         n = res.shape[-1]

@@ -254,7 +254,8 @@ def permutation_mixture(logits: Tensor, n: int) -> Tensor:
         raise ValueError(f"{logits.shape[-1]} logits for {n} streams; expected {len(matrices)}")
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
     table = matrices.to(logits.device, dtype).flatten(1)
-    return (torch.softmax(logits.to(dtype), dim=-1) @ table).unflatten(-1, (n, n))
+    with torch.autocast(logits.device.type, enabled=False):
+        return (torch.softmax(logits.to(dtype), dim=-1) @ table).unflatten(-1, (n, n))
 
 
 def doubly_stochastic_error(matrices: Tensor) -> tuple[Tensor, Tensor]:

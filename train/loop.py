@@ -149,7 +149,7 @@ class Trainer:
         }
 
     def evaluate(self) -> dict[str, float | list[float]]:
-        """Held-out metrics; every worker calls it and gets the same."""
+        """Held-out metrics; every worker calls it."""
         with self._autocast():
             return self.validation.evaluate(self.decoder)
 
@@ -198,6 +198,4 @@ class Trainer:
         return tuple(tensor.to(self.group.device, non_blocking=True) for tensor in tensors)
 
     def _place_noise(self, noise: GateNoise | None) -> GateNoise | None:
-        if noise is None:
-            return None
-        return GateNoise(*self._place(noise.used, noise.gates), noise.width)
+        return None if noise is None else GateNoise(*self._place(*noise))

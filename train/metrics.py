@@ -12,6 +12,8 @@ from torch.utils.tensorboard import SummaryWriter
 from train.run_directory import RunDirectory
 
 METRICS = "metrics.jsonl"
+# In every row; the others come with a validation.
+STEP_METRICS = {"loss", "lr_multiplier", "grad_norm", "dt", "tokens_per_second"}
 # Left out of timing: the first steps allocate memory and compile.
 UNTIMED_STEPS = 3
 
@@ -40,7 +42,7 @@ class MetricsLog:
                 for index, number in enumerate(value):
                     self._board.add_scalar(f"{name}/{index:03d}", number, row["step"])
             elif name != "step":
-                group = "validation" if name.startswith(("val_", "h_res")) else "train"
+                group = "train" if name in STEP_METRICS else "validation"
                 self._board.add_scalar(f"{group}/{name}", value, row["step"])
 
     def publish(self) -> None:

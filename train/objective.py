@@ -24,7 +24,9 @@ class GateNoise(NamedTuple):
 
     used: Tensor  # (b, 1) bool: the sequence has random gates
     gates: Tensor  # (b, 2L) float32, uniform in [0, 1)
-    width: float = 1.0  # in [0, 1]: 0 gives the learned gates, 1 the random ones
+    # () float32 in [0, 1]: 0 gives the learned gates, 1 the random ones. A tensor: a compiled step
+    # would be compiled again for every new number.
+    width: Tensor
 
     def part(self, start: int, stop: int) -> GateNoise:
         """Of the sequences from start to stop."""
@@ -33,7 +35,7 @@ class GateNoise(NamedTuple):
     def mixed_with(self, learned: Tensor) -> Tensor:
         """(b, 2L) gates of all sequences; the learned ones, (2L,), keep their gradient only where
         they are used as they are."""
-        random = torch.lerp(learned.detach().expand_as(self.gates), self.gates, self.width)
+        random = torch.lerp(learned.detach(), self.gates, self.width)
         return torch.where(self.used, random, learned)
 
 
@@ -53,7 +55,7 @@ def draw_gate_noise(
     generator = np.random.default_rng([seed, step, _GATE_STREAM])
     used = generator.random((batch, 1)) < share
     gates = generator.random((batch, n_gates), dtype=np.float32)
-    return GateNoise(torch.from_numpy(used), torch.from_numpy(gates), width)
+    return GateNoise(torch.from_numpy(used), torch.from_numpy(gates), torch.tensor(width))
 
 
 class Objective(nn.Module):

@@ -35,12 +35,13 @@ class Validation:
         self.all_tokens = sum(map(len, tokenizer.encode_batch(documents)))
 
     def evaluate(self, decoder: Decoder) -> dict[str, float | list[float]]:
-        """Metrics of the whole held-out text; every worker calls it and gets the same.
+        """Metrics of the whole held-out text; every worker calls it.
 
         Returns:
             val_bpb (bits per byte) and val_loss (nats per token). For an mHC model also both with
             the suffixes _gate_0 and _gate_1, the learned `gates` (2L) and the routing figures of
-            `mhc_model.routing`; of these, all but `h_res_drift` are of this worker's share.
+            `mhc_model.routing`. All are of the whole text but these figures, which but for
+            `h_res_drift` are of this worker's share, windows' padding included.
         """
         if decoder.config.mhc is None:
             return self._losses(decoder, "", None)

@@ -112,7 +112,7 @@ def _enter(
     x: Tensor, fn: Tensor, base: Tensor, strength: Tensor, eps: float
 ) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], _Saved]:
     n, c = x.shape[1:]
-    streams = precise(x)
+    streams = x.to(fn.dtype)
     flat = streams.view(-1, n * c)
     # The norm has no weight, so it commutes with the projection: it scales k numbers, not n * c.
     inverse = torch.linalg.vector_norm(flat, dim=1, keepdim=True)
@@ -152,7 +152,7 @@ def _enter_backward(
     tokens, n, c = x.shape
     inverse, projected, sigmoids = saved
     du, dpre, dpost, dlogits = grads
-    du = precise(du)[:, None]
+    du = du.to(x.dtype)[:, None]
     dpre = dpre + torch.bmm(x, du.mT)[:, :, 0]
     slope = sigmoids * (1.0 - sigmoids)
     draw = torch.cat([dpre * slope[:, :n], dpost * (2.0 * slope[:, n:]), dlogits], dim=1)
@@ -166,7 +166,7 @@ def _enter_backward(
 
 
 def _leave(x: Tensor, y: Tensor, post: Tensor, mixing: Tensor) -> Tensor:
-    new = torch.bmm(mixing.mT, precise(x))
+    new = torch.bmm(mixing.mT, x.to(mixing.dtype))
     return new.addcmul_(post[:, :, None], y[:, None]).to(x.dtype)
 
 
@@ -174,9 +174,9 @@ def _leave_backward(
     x: Tensor, y: Tensor, post: Tensor, mixing: Tensor, grad: Callable[[slice], Tensor]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, y, post and mixing, where grad(part) is that of the new streams (T, n, c)."""
-    streams, column, row = precise(x), precise(y)[:, :, None], post[:, None]
+    streams, column, row = x.to(post.dtype), y.to(post.dtype)[:, :, None], post[:, None]
     pieces = []
-    parts = _parts(len(x))
+    parts = _parts(x)
     dx = None if len(parts) == 1 else torch.empty_like(streams)
     for part in parts:
         d = grad(part)
@@ -193,14 +193,14 @@ def _leave_backward(
     return dx.to(x.dtype), dy.to(y.dtype), dpost, dmixing
 
 
-def _parts(tokens: int) -> list[slice]:
-    """Tokens in parts whose streams stay in a core's cache, and need no fresh memory each time.
+def _parts(x: Tensor) -> list[slice]:
+    """Tokens of x in parts: their streams stay in a core's cache and need no fresh memory.
 
     A compiler fuses the operations instead, and a GPU wants all tokens at once.
     """
-    if torch.compiler.is_compiling() or tokens <= PART:
+    if torch.compiler.is_compiling() or len(x) <= PART or x.device.type != "cpu":
         return [slice(None)]
-    return [slice(first, first + PART) for first in range(0, tokens, PART)]
+    return [slice(first, first + PART) for first in range(0, len(x), PART)]
 
 
 class _Enter(torch.autograd.Function):
@@ -217,7 +217,7 @@ class _Enter(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, fn, strength, *saved = ctx.saved_tensors
         with torch.autocast(x.device.type, enabled=False):
-            streams = precise(x)
+            streams = x.to(fn.dtype)
             gradient, others = _enter_backward(streams, strength, _Saved(*saved), grads)
             dx = gradient.add_to(None, streams, fn, slice(None))
         return dx.to(x.dtype), *others, None
@@ -245,10 +245,10 @@ class _Start(torch.autograd.Function):
     def backward(ctx: Any, grad_x: Tensor, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, fn, strength, *saved = ctx.saved_tensors
         with torch.autocast(x.device.type, enabled=False):
-            streams, grad_x = precise(x), precise(grad_x)
+            streams, grad_x = x.to(fn.dtype), grad_x.to(fn.dtype)
             gradient, others = _enter_backward(streams, strength, _Saved(*saved), grads)
-            pieces, dstream = [], torch.zeros_like(streams[0])
-            for part in _parts(len(streams)):
+            pieces, dstream = [], streams.new_zeros(streams.shape[1:])
+            for part in _parts(streams):
                 d = gradient.add_to(grad_x, streams, fn, part)
                 pieces.append(d.sum(dim=1))
                 dstream = dstream + d.sum(dim=0)
@@ -267,7 +267,7 @@ class _Leave(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
         x, y, post, mixing = ctx.saved_tensors
         with torch.autocast(x.device.type, enabled=False):
-            grad = precise(grad)
+            grad = grad.to(post.dtype)
             return _leave_backward(x, y, post, mixing, lambda part: grad[part])
 
 
@@ -296,7 +296,7 @@ class _Cross(torch.autograd.Function):
     def backward(ctx: Any, grad_new: Tensor, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, y, post, mixing, new, fn, strength, *saved = ctx.saved_tensors
         with torch.autocast(x.device.type, enabled=False):
-            new, grad_new = precise(new), precise(grad_new)
+            new, grad_new = new.to(fn.dtype), grad_new.to(fn.dtype)
             gradient, others = _enter_backward(new, strength, _Saved(*saved), grads)
             into = _leave_backward(
                 x, y, post, mixing, lambda part: gradient.add_to(grad_new, new, fn, part)
@@ -310,7 +310,7 @@ class _Collapse(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor, weights: Tensor, share: Tensor) -> Tensor:
         ctx.save_for_backward(x, y, weights, share)
-        total = torch.bmm(weights[:, None], precise(x))[:, 0]
+        total = torch.bmm(weights[:, None], x.to(weights.dtype))[:, 0]
         return total.addcmul_(y, share).to(x.dtype)
 
     @staticmethod
@@ -318,8 +318,8 @@ class _Collapse(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
         x, y, weights, share = ctx.saved_tensors
         with torch.autocast(x.device.type, enabled=False):
-            grad = precise(grad)
+            grad = grad.to(weights.dtype)
             dx = (weights[:, :, None] * grad[:, None]).to(x.dtype)
-            dweights = torch.bmm(precise(x), grad[:, :, None])[:, :, 0]
-            dshare = (grad * precise(y)).sum(dim=-1, keepdim=True)
+            dweights = torch.bmm(x.to(grad.dtype), grad[:, :, None])[:, :, 0]
+            dshare = (grad * y.to(grad.dtype)).sum(dim=-1, keepdim=True)
             return dx, (grad * share).to(y.dtype), dweights, dshare

@@ -222,6 +222,3 @@ def limit_gradient(p, g):
                 total += p[4 * k + i % 4] * (moved[i] - moved[4 * k + i % 4])
         out = out + (p[i] * total,)
     return out
-
-
-# Streams. A stream is a (t, c) tile of float32, the streams of a token a tuple of four.

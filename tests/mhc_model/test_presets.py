@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from mhc_model import ConfigError, Decoder, MHCConfig, ModelConfig
 from mhc_model.config import PRESETS
 from mhc_model.connections import HyperConnection
+from mhc_model.decoder import quiet_about_mixing
 from mhc_model.routing import watch_routing
 from mhc_model.settings import validate_settings
 
@@ -59,6 +60,18 @@ def test_an_unknown_preset_is_named():
         validate_settings(ModelConfig, {"mhc": {"preset": "plans"}}, "test")
     with pytest.raises(ConfigError, match=r"n_streams is 6.*720.*at most 5"):
         validate_settings(ModelConfig, {"mhc": {"preset": "lite", "n_streams": 6}}, "test")
+
+
+@pytest.mark.parametrize("n_streams", [3, "3", 3.0])
+def test_uniform_is_uniform_for_any_way_to_write_the_number(n_streams):
+    uniform = MHCConfig(preset="uniform", n_streams=n_streams)
+    assert torch.sigmoid(torch.tensor(uniform.pre_own)).item() == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize("bad", [["plan"], 3, None])
+def test_a_preset_is_a_word(bad):
+    with pytest.raises(ConfigError, match="preset is"):
+        validate_settings(ModelConfig, {"mhc": {"preset": bad}}, "test")
 
 
 # Equivalence at init
@@ -133,6 +146,8 @@ def test_plan_cannot_learn_and_says_so():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         pair()
+        with quiet_about_mixing():
+            pair(preset="plan")
 
 
 PAGE = (Path(__file__).parents[2] / "docs" / "mhc.md").read_bytes()

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from mhc_model import GateError
 from mhc_model.connections import gated
-from mhc_model.routing import watch_routing, watching
+from mhc_model.routing import Routing, watch_routing, watching
 
 
 @pytest.fixture(scope="module")
@@ -74,3 +74,20 @@ def test_refuses_what_has_no_routing(tiny_model, model):
         pass
     with watch_routing(model) as routing, pytest.raises(GateError, match="no forward pass"):
         routing.summary()
+
+
+@torch.no_grad()
+def test_figures_are_float32_under_autocast(model):
+    tokens, gates = draw(0)
+    seen = []
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        with watching(model, lambda k, x, out, gate: seen.append((k, x, out, gate))):
+            model(tokens, gates)
+        inside, outside = Routing(model), Routing(model)
+        for record in seen:
+            inside(*record)
+    for record in seen:
+        outside(*record)
+    for one, other in zip(inside.sublayers(), outside.sublayers(), strict=True):
+        for found, expected in zip(one, other, strict=True):
+            assert torch.equal(found, expected)

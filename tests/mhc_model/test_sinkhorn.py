@@ -159,6 +159,8 @@ def test_permutation_mixture():
     assert len({tuple(m.argmax(dim=1).tolist()) for m in corners}) == 24
     logits = 5.0 * torch.randn(20_000, 24, generator=torch.Generator().manual_seed(0))
     assert_doubly_stochastic(permutation_mixture(logits, 4))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert_doubly_stochastic(permutation_mixture(logits, 4))
     with pytest.raises(ValueError, match="24"):
         permutation_mixture(torch.zeros(3, 16), 4)
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch._dynamo.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -42,7 +43,7 @@ def test_loss_is_the_mean_cross_entropy(decoder):
 def test_noise_replaces_the_gates_of_its_sequences_only(decoder):
     used = torch.tensor([[True], [False], [True], [False]])
     gates = torch.rand(4, 4, generator=torch.Generator().manual_seed(2))
-    loss = Objective(decoder, 1000)(TOKENS, TOKENS, GateNoise(used, gates))
+    loss = Objective(decoder, 1000)(TOKENS, TOKENS, GateNoise(used, gates, torch.ones(())))
     rows = torch.where(used, gates, decoder.learned_gates())
     logits = decoder(TOKENS, rows)
     expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), TOKENS.flatten())
@@ -54,7 +55,7 @@ def test_learned_gates_get_a_gradient_from_the_other_sequences(decoder):
     gates = torch.rand(4, 4)
     for share, moved in ((False, True), (True, False)):
         decoder.zero_grad()
-        noise = GateNoise(torch.full((4, 1), share), gates)
+        noise = GateNoise(torch.full((4, 1), share), gates, torch.ones(()))
         Objective(decoder, 1000)(TOKENS, TOKENS, noise).backward()
         assert (decoder.gate_logits.grad.abs().max() > 0) == moved
 
@@ -78,6 +79,17 @@ def test_the_noise_widens_from_the_learned_gates(decoder):
     learned = decoder.learned_gates()
     noise = draw_gate_noise(seed=0, step=3, batch=4, n_gates=4, share=1.0)
     for width in (0.0, 0.25, 1.0):
-        gates = noise._replace(width=width).mixed_with(learned)
+        gates = noise._replace(width=torch.tensor(width)).mixed_with(learned)
         torch.testing.assert_close(gates, (1 - width) * learned + width * noise.gates)
         assert ((gates >= 0) & (gates <= 1)).all()
+
+
+def test_the_ramp_compiles_once(decoder):
+    compiled = torch._dynamo.testing.CompileCounterWithBackend("eager")
+    objective = Objective(decoder, 1000)
+    step = torch.compile(objective, backend=compiled, fullgraph=True)
+    for i in range(6):
+        noise = draw_gate_noise(seed=0, step=i, batch=4, n_gates=4, share=0.5, width=i / 10)
+        loss = step(TOKENS, TOKENS, noise)
+        torch.testing.assert_close(loss, objective(TOKENS, TOKENS, noise))
+    assert compiled.frame_count == 1
