@@ -208,13 +208,13 @@ class HyperConnection(nn.Module):
         Returns:
             (b, t, n, c).
         """
-        shape, lead = x.shape, x.shape[:-2]
-        gate = x.new_ones(()) if gate is None else gate
-        gate = gate.view(gate.shape + (1,) * (len(lead) - gate.ndim)).expand(lead).reshape(-1)
-        x = _tokens(x, 2)
-        u, coefficients = self.enter(x)
+        shape, lead, x = x.shape, x.shape[:-2], _tokens(x, 2)
+        u, (_, post, res) = self.enter(x)
         y = _tokens(sublayer(_unflatten(u, lead)), 1)
-        return self.leave(x, y, coefficients, gate).view(shape)
+        if gate is not None:
+            res = _tokens(gated(_unflatten(res, lead), gate), 2)
+        with torch.autocast(x.device.type, enabled=False):
+            return kernels.leave(x, y, post, res).view(shape)
 
     def _parameters_of(self) -> tuple[Tensor, Tensor, Tensor]:
         strength = kernels.precise(self.scale).index_select(0, self.columns)
