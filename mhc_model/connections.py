@@ -125,7 +125,7 @@ class HyperConnection(nn.Module):
         """
         with torch.autocast(x.device.type, enabled=False):
             x, lead = _tokens(x, 2), x.shape[:-2]
-            if kernels.takes_triton(x, self.config.projection):
+            if kernels.takes_triton(x, self.config):
                 parts = (*self._parameters_of(), self.norm_eps, self.config.tau)
                 return _entered(kernels.library.enter(x[:, None], *parts), lead)
             return self._finish(kernels.enter(x, *self._parameters_of(), self.norm_eps), lead)
@@ -140,9 +140,9 @@ class HyperConnection(nn.Module):
         Returns:
             The streams (..., n, c) of the dtype of e, then what `enter` gives.
         """
-        lead, n = e.shape[:-1], self.config.n_streams
+        lead = e.shape[:-1]
         with torch.autocast(e.device.type, enabled=False):
-            if kernels.takes_triton(e[..., None, :].expand(*lead, n, -1), self.config.projection):
+            if kernels.takes_triton(e, self.config):
                 x = e[..., None, :] + stream_embedding.to(e.dtype)
                 return x, *self.enter(x)
             parameters = self._parameters_of()
@@ -171,7 +171,7 @@ class HyperConnection(nn.Module):
         The mean, not the sum: at init the streams are copies and their mean is the plain model.
         """
         with torch.autocast(x.device.type, enabled=False):
-            if kernels.takes_triton(x, self.config.projection):
+            if kernels.takes_triton(x, self.config):
                 departure = _triton_departure(x, y, coefficients, gate)
                 return kernels.library.collapse(*departure).view_as(y)
             return kernels.collapse(*_departure(x, y, coefficients, gate)).view_as(y)
@@ -186,7 +186,7 @@ class HyperConnection(nn.Module):
         """
         lead = x.shape[:-2]
         with torch.autocast(x.device.type, enabled=False):
-            if kernels.takes_triton(x, self.config.projection):
+            if kernels.takes_triton(x, self.config):
                 parts = (*self._parameters_of(), self.norm_eps, self.config.tau)
                 rows = _triton_departure(x, y, previous, gate)
                 new, entered = kernels.library.cross(*rows, *parts)

@@ -13,6 +13,7 @@ import warnings
 import torch
 from torch import Tensor
 
+from mhc_model.config import MHCConfig
 from mhc_model.errors import ConfigError
 from mhc_model.kernels import library
 from mhc_model.kernels.eager import Entry, collapse, cross, enter, leave, precise, start
@@ -51,15 +52,19 @@ def select(choice: str) -> None:
     _choice = choice
 
 
-def takes_triton(x: Tensor, projection: str) -> bool:
-    """Whether streams x (..., n, c) go through the Triton kernels.
+def takes_triton(x: Tensor, mhc: MHCConfig) -> bool:
+    """Whether streams go through the Triton kernels.
+
+    Args:
+        x: (..., c) of their device, dtype and width: the streams, or what they start from.
+        mhc: their number and projection.
 
     Raises:
         ConfigError: if they must and cannot.
     """
     if _choice == "eager" or (_choice == "auto" and not x.is_cuda):
         return False
-    reason = _obstacle(x, projection)
+    reason = _obstacle(x, mhc)
     if reason is None:
         return True
     if _choice == "triton":
@@ -70,12 +75,12 @@ def takes_triton(x: Tensor, projection: str) -> bool:
     return False
 
 
-def _obstacle(x: Tensor, projection: str) -> str | None:
+def _obstacle(x: Tensor, mhc: MHCConfig) -> str | None:
     if not library.is_available(x.device):
         return f"Triton is not installed, or does not run on {x.device.type}"
-    n, c = x.shape[-2:]
-    if projection != "limit":
-        return f"the projection is {projection!r}; they have 'limit'"
+    n, c = mhc.n_streams, x.shape[-1]
+    if mhc.projection != "limit":
+        return f"the projection is {mhc.projection!r}; they have 'limit'"
     if n != library.STREAMS or c % library.CHANNELS:
         return f"{n} streams of width {c}; they take 4 of a multiple of {library.CHANNELS}"
     if x.dtype not in library.DTYPES:

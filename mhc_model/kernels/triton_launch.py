@@ -92,9 +92,19 @@ def launch(kernel: Any, x: Tensor, options: dict[str, int], *args: Any, **consta
             kernel[(blocks,)](*args, C=c, **constants, **options)
 
 
+Crossing = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Of the sublayer that is left: y (b, t, c), post (b, t, n), res (b, t, n, m) and gate (b,)."""
+
+
+def laid_out(crossing: Crossing, x: Tensor) -> Crossing:
+    """As the kernels read them: coefficients in planes, all contiguous."""
+    y, post, res, gate = crossing
+    return y.contiguous(), to_planes(post, x), to_planes(res, x), gate.contiguous()
+
+
 def forward(
     x: Tensor,
-    crossing: tuple[Tensor, Tensor, Tensor, Tensor] | None,
+    crossing: Crossing | None,
     fn: Tensor,
     base: Tensor,
     strength: Tensor,
@@ -108,13 +118,7 @@ def forward(
     old: tuple[Tensor, ...] = (x, saved, saved, saved)
     new = x
     if crossing is not None:
-        y, post_before, res_before, gate = crossing
-        old = (
-            y.contiguous(),
-            to_planes(post_before, x),
-            to_planes(res_before, x),
-            gate.contiguous(),
-        )
+        old = laid_out(crossing, x)
         new = torch.empty_like(x)
     launch(
         kernels().boundary_forward,
@@ -154,7 +158,7 @@ class Gradients(NamedTuple):
 def backward(
     grads: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None],
     x: Tensor,
-    crossing: tuple[Tensor, Tensor, Tensor, Tensor] | None,
+    crossing: Crossing | None,
     new: Tensor,
     fn: Tensor,
     strength: Tensor,
@@ -174,13 +178,7 @@ def backward(
     dpost, dres = post, res
     before: tuple[Tensor, ...] = (x, draw, draw, draw)
     if crossing is not None:
-        y, post_before, res_before, gate = crossing
-        before = (
-            y.contiguous(),
-            to_planes(post_before, x),
-            to_planes(res_before, x),
-            gate.contiguous(),
-        )
+        before = laid_out(crossing, x)
         dnew = torch.zeros_like(x) if dnew is None else dnew.contiguous()
         dy = torch.empty_like(before[0])
         dpost, dres = from_planes(x, n), from_planes(x, n, n)
