@@ -1,21 +1,23 @@
-"""What goes into the engine and what comes out, and the state of a request on its way."""
+"""What goes into the engine and what comes out."""
 
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Literal
 
-from torch import Tensor
-
 from mhc_model.errors import EngineError
 from mhc_model.gates import GateValues
-from mhc_model.tokenizer import Tokenizer
 
 FinishReason = Literal["stop", "length", "cancelled"]
+
+MAX_TOP_LOGPROBS = 20
+MAX_SAMPLES = 128
+
+Alternatives = tuple[tuple[int, float], ...]
+"""The likeliest tokens of one position, each with its log-probability, likeliest first."""
 
 _ids = itertools.count()
 
@@ -25,15 +27,20 @@ class SamplingParams:
     """How tokens are drawn and when to stop.
 
     Attributes:
-        max_tokens: most tokens to generate, at least 1.
+        max_tokens: most tokens to generate, at least 1; 0 is allowed with `prompt_logprobs_from`.
         temperature: >= 0; 0 is greedy.
         top_p: in (0, 1]; see `mhc_model.sampling.sample`.
         top_k: >= 0; 0 keeps all tokens.
         seed: any 63-bit non-negative integer; the same request and seed give the same tokens.
         stop: strings at which the completion ends; they are not part of it.
         stop_token_ids: token ids at which it ends, besides the tokenizer's end-of-document token.
+        ignore_eos: the end-of-document token does not end it.
         logprobs: keep each generated token's log-probability (of the model: before temperature
             and truncation).
+        top_logprobs: 0 to 20 likeliest tokens kept for every position that has a log-probability;
+            they need `logprobs` or `prompt_logprobs_from`.
+        prompt_logprobs_from: position in the prompt from which its tokens' log-probabilities are
+            kept; 0 keeps all, None none. What lies before it may come from the prefix cache.
     """
 
     max_tokens: int = 128
@@ -43,29 +50,42 @@ class SamplingParams:
     seed: int = 0
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
     logprobs: bool = False
+    top_logprobs: int = 0
+    prompt_logprobs_from: int | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.stop, str) or not all(isinstance(s, str) and s for s in self.stop):
             raise EngineError(f"stop is {self.stop!r}; it must be a tuple of non-empty strings")
+        scores_prompt = self.prompt_logprobs_from is not None
+        whole = ["max_tokens", "top_k", "seed", "top_logprobs"]
+        whole += ["prompt_logprobs_from"] if scores_prompt else []
         for names, kind, words in (
-            (("max_tokens", "top_k", "seed"), Integral, "a whole number"),
-            (("temperature", "top_p"), Real, "a number"),
+            (whole, Integral, "a whole number"),
+            (["temperature", "top_p"], Real, "a number"),
         ):
             for name in names:
                 value = getattr(self, name)
                 if not isinstance(value, kind) or isinstance(value, bool):
                     raise EngineError(f"{name} is {value!r}; it must be {words}")
+        least = 0 if scores_prompt else 1
         limits = (
-            ("max_tokens", self.max_tokens >= 1, "at least 1"),
+            ("max_tokens", self.max_tokens >= least, f"at least {least}"),
             ("temperature", 0.0 <= self.temperature < float("inf"), "finite and at least 0"),
             ("top_p", 0.0 < self.top_p <= 1.0, "above 0 and at most 1"),
             ("top_k", self.top_k >= 0, "at least 0 (0 keeps all tokens)"),
             ("seed", 0 <= self.seed < 1 << 63, "at least 0 and below 2**63"),
+            ("top_logprobs", 0 <= self.top_logprobs <= MAX_TOP_LOGPROBS, "0 to 20"),
+            ("prompt_logprobs_from", (self.prompt_logprobs_from or 0) >= 0, "at least 0"),
         )
         for name, allowed, limit in limits:
             if not allowed:
                 raise EngineError(f"{name} is {getattr(self, name)}; it must be {limit}")
+        if self.top_logprobs and not (self.logprobs or scores_prompt):
+            raise EngineError(
+                f"top_logprobs is {self.top_logprobs}; it needs logprobs or prompt_logprobs_from"
+            )
 
 
 @dataclass(frozen=True)
@@ -77,12 +97,17 @@ class Request:
         gates: what `expand_gates` takes, or None for the learned gates.
         sampling: see `SamplingParams`.
         id: unique among the requests under way; made up if not given.
+        n: completions wanted, 1 to 128. They share the prompt's prefill; sample 0 is what the
+            request gives with n = 1, the others draw from seeds derived from its seed.
+        stream: what is generated also comes step by step, from `Engine.take_deltas`.
     """
 
     prompt: Sequence[int]
     gates: GateValues | None = None
     sampling: SamplingParams = SamplingParams()
     id: str = field(default_factory=lambda: f"request-{next(_ids)}")
+    n: int = 1
+    stream: bool = False
 
 
 @dataclass(frozen=True)
@@ -95,80 +120,105 @@ class Timings:
 
 
 @dataclass(frozen=True)
-class Completion:
-    """What the engine made of a request.
+class PromptLogprobs:
+    """Log-probabilities of a prompt's own tokens, from `prompt_logprobs_from` on.
+
+    Attributes:
+        logprobs: one a token; None for the prompt's first token, which nothing precedes.
+        top: the likeliest tokens at each of these positions, where asked for; else empty.
+    """
+
+    logprobs: tuple[float | None, ...]
+    top: tuple[Alternatives, ...]
+
+
+@dataclass(frozen=True)
+class Delta:
+    """What one sample of a streamed request gained in one step.
+
+    The texts of all deltas of a sample joined are the text of its `Completion`, and so are the
+    tokens. Text comes only when it is certain: not half a character, nor what may become a stop
+    string; a token may therefore come in an earlier or later delta than its text, and a delta may
+    have an empty text.
 
     Attributes:
         request_id: the request's id.
+        index: of the sample, 0 to n - 1.
+        text: what is certain now; empty without a tokenizer.
+        tokens: ids whose whole text is certain now.
+        logprobs: one a token of `tokens`, where asked for.
+        top_logprobs: the likeliest tokens at each, where asked for.
+        prompt: in the sample's first delta, where asked for; also where no token follows.
+    """
+
+    request_id: str
+    index: int
+    text: str
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...] | None
+    top_logprobs: tuple[Alternatives, ...] | None
+    prompt: PromptLogprobs | None
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What the engine made of one sample of a request.
+
+    Attributes:
+        request_id: the request's id.
+        index: of the sample, 0 to n - 1.
         tokens: generated ids, without the token or string that ended them.
         text: the same as text (cut exactly before a stop string); None without a tokenizer.
         finish_reason: "stop" (end of document, stop id or string), "length" or "cancelled".
         logprobs: one float a token where asked for.
+        top_logprobs: the likeliest tokens at each, where asked for.
+        prompt_logprobs: those of the prompt, where asked for.
         gates: the 2L gates that were used; None for a plain model.
+        cached_tokens: tokens of the prompt whose keys and values did not have to be computed.
         timings: see `Timings`.
     """
 
     request_id: str
+    index: int
     tokens: tuple[int, ...]
     text: str | None
     finish_reason: FinishReason
     logprobs: tuple[float, ...] | None
+    top_logprobs: tuple[Alternatives, ...] | None
+    prompt_logprobs: PromptLogprobs | None
     gates: tuple[float, ...] | None
+    cached_tokens: int
     timings: Timings
 
 
-class Row:
-    """A request under way: its gates, what it has generated, and where its text ends."""
+@dataclass(frozen=True)
+class EngineStats:
+    """What an engine is doing and has done.
 
-    def __init__(self, request: Request, gates: Tensor | None, stop_ids: frozenset[int]) -> None:
-        self.request = request
-        self.gates = gates
-        self.stop_ids = stop_ids
-        self.tokens: list[int] = []
-        self.logprobs: list[float] = []
-        self.added = time.perf_counter()
-        self.started: float | None = None
-        self.first_token: float | None = None
-        self._bytes = bytearray()  # of all tokens, kept only where there are stop strings
-        self._ends: list[int] = []  # length of _bytes after each token
-        self._cut: int | None = None  # where the first stop string begins in _bytes
-        self._stopped_by_id = False
+    Attributes:
+        waiting: samples without a row.
+        prefilling: rows whose prompt is not yet read to its end.
+        decoding: rows that generate.
+        kv_tokens: positions of the cache that hold a token.
+        kv_capacity: positions of the cache.
+        prefix_cache_bytes: bytes that the prefix cache holds.
+        steps: calls of `step` that had work.
+        prompt_tokens: prompt tokens of all requests that have got a row.
+        cached_tokens: those of them whose keys and values were there already.
+        generated_tokens: tokens drawn.
+        finished: samples that ended by themselves.
+        cancelled: samples that were cancelled.
+    """
 
-    def append(self, token: int, logprob: float, now: float) -> None:
-        self.tokens.append(token)
-        self.logprobs.append(logprob)
-        if self.first_token is None:
-            self.first_token = now
-
-    def finish_reason(self, tokenizer: Tokenizer | None) -> FinishReason | None:
-        """Looks at the newest token only; None if the row goes on."""
-        if self.tokens[-1] in self.stop_ids:
-            self._stopped_by_id = True
-            return "stop"
-        if self.request.sampling.stop and tokenizer is not None and self._meets_stop(tokenizer):
-            return "stop"
-        if len(self.tokens) >= self.request.sampling.max_tokens:
-            return "length"
-        return None
-
-    def _meets_stop(self, tokenizer: Tokenizer) -> bool:
-        new = tokenizer.token_bytes(self.tokens[-1])
-        searched = len(self._bytes)
-        self._bytes += new
-        self._ends.append(len(self._bytes))
-        stops = [stop.encode() for stop in self.request.sampling.stop]
-        # A new match ends inside the new bytes, so it begins at most its length before them.
-        found = [self._bytes.find(stop, max(0, searched - len(stop) + 1)) for stop in stops]
-        starts = [start for start in found if start >= 0]
-        if starts:
-            self._cut = min(starts)
-        return bool(starts)
-
-    def output(self, tokenizer: Tokenizer | None) -> tuple[tuple[int, ...], str | None]:
-        """Tokens and text before whatever ended the row."""
-        if self._cut is not None:
-            whole = sum(end <= self._cut for end in self._ends)
-            text = bytes(self._bytes[: self._cut]).decode("utf-8", errors="replace")
-            return tuple(self.tokens[:whole]), text
-        tokens = tuple(self.tokens[:-1] if self._stopped_by_id else self.tokens)
-        return tokens, None if tokenizer is None else tokenizer.decode(list(tokens))
+    waiting: int = 0
+    prefilling: int = 0
+    decoding: int = 0
+    kv_tokens: int = 0
+    kv_capacity: int = 0
+    prefix_cache_bytes: int = 0
+    steps: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    generated_tokens: int = 0
+    finished: int = 0
+    cancelled: int = 0
