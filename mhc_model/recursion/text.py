@@ -91,7 +91,10 @@ def cut(text: str, size: int, overlap: int, start: int = 0, end: int | None = No
     """Starts of windows of at most `size` characters; the last entry is the end of the text.
 
     Window i reaches from cut[i] to `min(cut[i] + size, end)` (see `windows`), so it shares at least
-    `overlap` characters with the next one. Starts move back to just after a space where one is near.
+    `overlap` characters with the next. Starts move back to just after a space where one is near.
+
+    Raises:
+        SessionError: if the overlap is negative or no smaller than the size.
     """
     if not 0 <= overlap < size:
         raise SessionError(f"overlap is {overlap}; it must be at least 0 and below size {size}")

@@ -11,11 +11,12 @@ _UNSPACED = "぀-ヿ㐀-䶿一-鿿가-힯豈-﫿"
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\W_{_UNSPACED}]+(?:['’][^\W_{_UNSPACED}]+)?")
 _MAX_TERM = 64  # characters; longer runs are no words, and must not fill the index
 
-STOP_WORDS = frozenset(
+_STOP_WORDS = (
     "a an and are as at be been by did do does for from had has have he her his how i if in into "
     "is it its me my no not of on or our she so that the their them then there they this to was "
-    "we were what when where which who whom whose why will with would you your".split()
+    "we were what when where which who whom whose why will with would you your"
 )
+STOP_WORDS = frozenset(_STOP_WORDS.split())
 
 
 def words(text: str) -> Iterator[tuple[str, int]]:
