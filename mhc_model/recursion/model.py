@@ -122,7 +122,7 @@ class EngineModel:
             return None
         if self._embedding == "tokens":
             return token_embedder(self._engine.model, self._tokenizer)
-        return Embedder(self._mean_hidden, "passages")
+        return Embedder(self._mean_hidden, "texts")
 
     def count_tokens(self, text: str) -> int:
         return len(self._tokenizer.encode(text, bos=True))
