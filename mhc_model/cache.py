@@ -1,6 +1,7 @@
 """Key-value cache: preallocated rows, each with its own length.
 
-Axes: l layer, r row, h key-value head, s position, d head dim.
+Axes: l layer, r row, s position, h key-value head, d head dim. Positions come before heads: a row's
+beginning is then one block per layer, to copy or to keep.
 """
 
 from __future__ import annotations
@@ -17,15 +18,34 @@ class KVCache:
 
     The model writes the tokens it is given at positions `lengths .. lengths + t` of each row and
     then adds t to `lengths`. A caller that padded its rows on the right sets `lengths` back to the
-    true values; what lies beyond a row's length is never attended to and is overwritten.
+    true values; what lies beyond a row's length is never attended to and is overwritten. Padding
+    past the last position goes to a spare one.
     Keys and values depend on the gates that made them: a row belongs to one gate vector.
     """
 
-    def __init__(self, keys: Tensor, values: Tensor, lengths: Tensor) -> None:
-        """Wraps storage: keys and values (l, r, h, s, d), lengths (r,) int64 on the CPU."""
+    def __init__(
+        self,
+        keys: Tensor,
+        values: Tensor,
+        lengths: Tensor,
+        index: Tensor | None = None,
+        width: int | None = None,
+    ) -> None:
+        """Wraps storage.
+
+        Args:
+            keys: (l, r, s + 1, h, d); the last position is the spare one.
+            values: as keys.
+            lengths: int64, one a row.
+            index: which rows of the storage these are; None means all.
+            width: positions attended to, at least the longest row with the tokens to come; None
+                asks `lengths`, which waits for a GPU.
+        """
         self.keys = keys
         self.values = values
         self.lengths = lengths
+        self.index = index
+        self.width = width
 
     @classmethod
     def allocate(
@@ -42,53 +62,72 @@ class KVCache:
             raise EngineError(
                 f"cache length {limit} is outside the model's context of 1 to {config.max_seq_len}"
             )
-        shape = (config.n_layers, rows, config.kv_heads, limit, config.head_dim)
+        shape = (config.n_layers, rows, limit + 1, config.kv_heads, config.head_dim)
         keys = torch.zeros(shape, device=device, dtype=dtype)
-        return cls(keys, torch.zeros_like(keys), torch.zeros(rows, dtype=torch.int64))
+        lengths = torch.zeros(rows, dtype=torch.int64, device=device)
+        return cls(keys, torch.zeros_like(keys), lengths)
+
+    @staticmethod
+    def bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> int:
+        """Bytes that one position of one row takes over all layers."""
+        return 2 * config.n_layers * config.kv_heads * config.head_dim * dtype.itemsize
 
     @property
     def max_seq_len(self) -> int:
-        return self.keys.shape[3]
+        return self.keys.shape[2] - 1
 
     @property
     def rows(self) -> int:
-        return self.keys.shape[1]
+        return len(self.lengths)
 
-    def slice(self, start: int, stop: int) -> KVCache:
-        """A view of the rows start .. stop: writes go through to this cache."""
-        return KVCache(
-            self.keys[:, start:stop], self.values[:, start:stop], self.lengths[start:stop]
-        )
+    def slice(self, start: int, stop: int, width: int | None = None) -> KVCache:
+        """A view of the rows start .. stop: writes and lengths go through to this cache."""
+        keys, values = self.keys[:, start:stop], self.values[:, start:stop]
+        return KVCache(keys, values, self.lengths[start:stop], width=width)
 
-    def copy_row(self, source: int, target: int) -> None:
-        """Copies row `source` over row `target`, only as far as it is filled."""
-        filled = int(self.lengths[source])
-        self.keys[:, target, :, :filled] = self.keys[:, source, :, :filled]
-        self.values[:, target, :, :filled] = self.values[:, source, :, :filled]
-        self.lengths[target] = filled
+    def select(self, index: Tensor, width: int | None = None) -> KVCache:
+        """The rows of `index` (int64), in that order: keys and values are written through to this
+        cache, lengths are a copy. Reading copies the rows, so `slice` is faster where it serves.
+        """
+        return KVCache(self.keys, self.values, self.lengths[index], index, width)
 
-    def positions(self, t: int) -> Tensor:
-        """(r, t) int64 positions of the next t tokens of each row.
+    def copy_row(self, source: int, target: int, length: int) -> None:
+        """Copies the first `length` positions of row `source` over row `target`."""
+        for storage in (self.keys, self.values):
+            storage[:, target, :length] = storage[:, source, :length]
+        self.lengths[target] = length
+
+    def attended(self, t: int) -> int:
+        """How many positions the rows look at once they have t more tokens: `width`, if given.
 
         Raises:
             EngineError: if they do not fit.
         """
+        if self.width is not None:
+            return self.width
         last = int(self.lengths.max()) + t
         if last > self.max_seq_len:
             raise EngineError(
                 f"sequence of {last} tokens exceeds the cache's {self.max_seq_len} positions"
             )
-        return self.lengths[:, None] + torch.arange(t)
+        return last
 
-    def write(self, layer: int, positions: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Stores k and v (r, h, t, d) at `positions` (r, t); returns all that may be attended to.
+    def positions(self, t: int) -> Tensor:
+        """(r, t) int64 positions of the next t tokens of each row; the spare one past the end."""
+        ahead = torch.arange(t, device=self.lengths.device)
+        return (self.lengths[:, None] + ahead).clamp_(max=self.max_seq_len)
 
-        Returns:
-            Keys and values (r, h, s, d), s the largest position written plus one.
-        """
-        rows = torch.arange(self.rows, device=positions.device)[:, None]
-        # Advanced indices on the row and position axes put them first: (r, t, h, d).
-        self.keys[layer][rows, :, positions] = k.transpose(1, 2).to(self.keys.dtype)
-        self.values[layer][rows, :, positions] = v.transpose(1, 2).to(self.values.dtype)
-        end = int(self.lengths.max()) + k.shape[2]
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+    def write(self, layer: int, positions: Tensor, k: Tensor, v: Tensor) -> None:
+        """Stores k and v (r, h, t, d) at `positions` (r, t)."""
+        rows = self.index
+        if rows is None:
+            rows = torch.arange(self.rows, device=positions.device)
+        for storage, new in ((self.keys[layer], k), (self.values[layer], v)):
+            storage[rows[:, None], positions] = new.transpose(1, 2).to(storage.dtype)
+
+    def read(self, layer: int, width: int) -> tuple[Tensor, Tensor]:
+        """Keys and values (r, h, s, d) of the first `width` positions; a view without `index`."""
+        both = [storage[layer, :, :width] for storage in (self.keys, self.values)]
+        if self.index is not None:
+            both = [storage[self.index] for storage in both]
+        return both[0].transpose(1, 2), both[1].transpose(1, 2)

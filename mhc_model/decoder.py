@@ -16,10 +16,9 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import cast
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from mhc_model.cache import KVCache
@@ -27,7 +26,7 @@ from mhc_model.config import MHCConfig, ModelConfig
 from mhc_model.connections import Coefficients, HyperConnection
 from mhc_model.errors import EngineError, GateError
 from mhc_model.gates import GateValues, allowed_gates, expand_gates
-from mhc_model.layers import MLP, Attention, rms_norm, rope_table
+from mhc_model.layers import MLP, Attend, Attention, rms_norm, rope_table
 
 
 class Layer(nn.Module):
@@ -234,14 +233,13 @@ class Decoder(nn.Module):
         """The normalised output of the last layer, (b, t, c); arguments as in `forward`."""
         b, t = tokens.shape
         gates = self._gate_rows(gates, b)
-        rope, positions, mask = self._positions(tokens, cache)
+        attend = self._attend(tokens, cache)
         x = rms_norm(self.embedding(tokens), self.config.norm_eps)
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
-        attend = (rope, cache, positions, mask)
         if gates is None:
             for layer in self.layers:
-                x = x + layer.attention(self._norm(x), *attend)
+                x = x + layer.attention(self._norm(x), attend)
                 x = x + layer.mlp(self._norm(x))
         else:
             x = self._through_streams(x, gates, attend)
@@ -249,7 +247,7 @@ class Decoder(nn.Module):
             cache.lengths += t
         return self._norm(x)
 
-    def _through_streams(self, x: Tensor, gates: Tensor, attend: tuple[Any, ...]) -> Tensor:
+    def _through_streams(self, x: Tensor, gates: Tensor, attend: Attend) -> Tensor:
         """(b, t, c) through all sublayers and streams, gates (b, 2L) -> (b, t, c)."""
         connections, (b, t, _) = self.connections(), x.shape
         # Tokens are flat between the sublayers, each with the gates of its sequence.
@@ -260,7 +258,7 @@ class Decoder(nn.Module):
                 now = Coefficients(*(value.unflatten(0, (b, t)) for value in coefficients))
                 self.watch(k, x.unflatten(0, (b, t)), now, gates[:, k])
             layer, u = self.layers[k // 2], u.unflatten(0, (b, t))
-            y = (layer.mlp(u) if k % 2 else layer.attention(u, *attend)).flatten(0, 1)
+            y = (layer.mlp(u) if k % 2 else layer.attention(u, attend)).flatten(0, 1)
             if k + 1 < len(connections):
                 x, u, coefficients = connections[k + 1].cross(x, y, coefficients, token_gates[k])
         return connections[-1].collapse(x, y, coefficients, token_gates[-1]).unflatten(0, (b, t))
@@ -290,29 +288,28 @@ class Decoder(nn.Module):
             )
         return gates.to(self.gate_logits.device)
 
-    def _positions(
-        self, tokens: Tensor, cache: KVCache | None
-    ) -> tuple[tuple[Tensor, Tensor], Tensor | None, Tensor | None]:
-        """Rotary tables (b or 1, 1, t, d / 2), positions (b, t) and mask (b, 1, t, s)."""
-        t = tokens.shape[1]
+    def _attend(self, tokens: Tensor, cache: KVCache | None) -> Attend:
+        b, t = tokens.shape
         if cache is None:
             if t > self.config.max_seq_len:
                 raise EngineError(
                     f"sequence of {t} tokens exceeds the context of {self.config.max_seq_len}"
                 )
-            return (self.rope_cos[None, None, :t], self.rope_sin[None, None, :t]), None, None
-        if cache.rows != tokens.shape[0]:
+            return Attend(self.rope_cos[None, None, :t], self.rope_sin[None, None, :t])
+        if cache.rows != b:
             raise EngineError(
-                f"{tokens.shape[0]} sequences for a cache of {cache.rows} rows; give a cache of "
-                f"as many rows, for example cache.slice(0, {tokens.shape[0]})"
+                f"{b} sequences for a cache of {cache.rows} rows; give a cache of as many rows, "
+                f"for example cache.slice(0, {b})"
             )
-        positions = cache.positions(t)
-        attended = torch.arange(int(positions.max()) + 1)
-        mask = attended <= positions[..., None]
-        positions = positions.to(tokens.device)
-        cos = rearrange(self.rope_cos[positions], "b t d -> b 1 t d")
-        sin = rearrange(self.rope_sin[positions], "b t d -> b 1 t d")
-        return (cos, sin), positions, rearrange(mask, "b t s -> b 1 t s").to(tokens.device)
+        width, positions = cache.attended(t), cache.positions(t)
+        # The spare position of the cache may lie one past the context.
+        turns = positions.clamp(max=self.config.max_seq_len - 1)
+        cos, sin = self.rope_cos[turns][:, None], self.rope_sin[turns][:, None]
+        if width == t:  # nothing came before
+            return Attend(cos, sin, cache, positions)
+        attended = torch.arange(width, device=tokens.device)
+        mask = attended <= positions[:, None, :, None]
+        return Attend(cos, sin, cache, positions, mask)
 
     def count_parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters())

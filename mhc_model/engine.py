@@ -26,7 +26,8 @@ from mhc_model.checkpoint import load_checkpoint
 from mhc_model.decoder import Decoder
 from mhc_model.errors import EngineError
 from mhc_model.gates import expand_gates
-from mhc_model.request import Completion, FinishReason, Request, Row, Timings
+from mhc_model.request import Completion, FinishReason, Request, Timings
+from mhc_model.row import Row
 from mhc_model.sampling import sample
 from mhc_model.tokenizer import Tokenizer
 
@@ -281,7 +282,7 @@ class Engine:
         """Frees a row; the last active row moves into it, so that the active ones stay in front."""
         last = len(self._active) - 1
         if position != last:
-            self.cache.copy_row(last, position)
+            self.cache.copy_row(last, position, int(self.cache.lengths[last]))
             self._active[position] = self._active[last]
         self._active.pop()
         self.cache.lengths[last] = 0
@@ -293,6 +294,10 @@ class Engine:
         now = time.perf_counter()
         return Completion(
             request_id=row.request.id,
+            index=0,
+            top_logprobs=None,
+            prompt_logprobs=None,
+            cached_tokens=0,
             tokens=tokens,
             text=text,
             finish_reason=reason,

@@ -5,6 +5,8 @@ Axes: b batch, t token, s attended position, c channel, h head, d head dim.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -32,6 +34,16 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
 
 
+class Attend(NamedTuple):
+    """Where the tokens of a forward pass stand, and what they may look at."""
+
+    cos: Tensor  # (b or 1, 1, t, d / 2)
+    sin: Tensor
+    cache: KVCache | None = None
+    positions: Tensor | None = None  # (b, t), with a cache
+    mask: Tensor | None = None  # (b, 1, t, s), True is seen; None is causal, nothing came before
+
+
 class Attention(nn.Module):
     """Causal self-attention: rotary positions, then RMSNorm on queries and keys, no bias."""
 
@@ -45,30 +57,25 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(width, kv_width, bias=False)
         self.o_proj = nn.Linear(width, width, bias=False)
 
-    def forward(
-        self,
-        x: Tensor,
-        rope: tuple[Tensor, Tensor],
-        cache: KVCache | None = None,
-        positions: Tensor | None = None,
-        mask: Tensor | None = None,
-    ) -> Tensor:
-        """x: (b, t, c) -> (b, t, c). With a cache, `positions` (b, t) and `mask` (b, 1, t, s)."""
+    def forward(self, x: Tensor, attend: Attend) -> Tensor:
+        """x: (b, t, c) -> (b, t, c)."""
         d = self.config.head_dim
         q = rearrange(self.q_proj(x), "b t (h d) -> b h t d", d=d)
         k = rearrange(self.k_proj(x), "b t (h d) -> b h t d", d=d)
         v = rearrange(self.v_proj(x), "b t (h d) -> b h t d", d=d)
-        q = rms_norm(apply_rope(q, *rope), self.config.norm_eps)
-        k = rms_norm(apply_rope(k, *rope), self.config.norm_eps)
-        if cache is not None and positions is not None:
-            k, v = cache.write(self.layer, positions, k, v)
-            k, v = k.to(q.dtype), v.to(q.dtype)
+        q = rms_norm(apply_rope(q, attend.cos, attend.sin), self.config.norm_eps)
+        k = rms_norm(apply_rope(k, attend.cos, attend.sin), self.config.norm_eps)
+        if attend.cache is not None and attend.positions is not None:
+            attend.cache.write(self.layer, attend.positions, k, v)
+            if attend.mask is not None:
+                seen = attend.cache.read(self.layer, attend.mask.shape[-1])
+                k, v = (each.to(q.dtype) for each in seen)
         y = F.scaled_dot_product_attention(
             q,
             k,
             v,
-            attn_mask=mask,
-            is_causal=mask is None,
+            attn_mask=attend.mask,
+            is_causal=attend.mask is None,
             enable_gqa=self.config.kv_heads != self.config.n_heads,
         )
         return self.o_proj(rearrange(y, "b h t d -> b t (h d)"))

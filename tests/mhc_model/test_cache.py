@@ -70,7 +70,7 @@ def test_slices_are_views(case):
         model(tokens[:, :10], gates, part)
         assert cache.lengths.tolist() == [0, 10, 10, 10, 0]
         assert cache.keys[:, 0].abs().max() == cache.keys[:, 4].abs().max() == 0
-        assert cache.keys[:, 1:4, :, :10].abs().min() > 0
+        assert cache.keys[:, 1:4, :10].abs().min() > 0
         # A row of its own goes on where the slice left it.
         row = cache.slice(2, 3)
         logits = model(tokens[1:2, 10:], None if gates is None else gates[1:2], row)
@@ -85,7 +85,7 @@ def test_a_copied_row_goes_on_as_the_original(case):
         model(tokens[:, :10], gates, cache)
         cache.keys[:, 0] = 77.0  # whatever lies there
         cache.lengths[0] = 15
-        cache.copy_row(2, 0)
+        cache.copy_row(2, 0, 10)
         assert cache.lengths.tolist() == [10, 10, 10]
         row = cache.slice(0, 1)
         logits = model(tokens[2:, 10:], None if gates is None else gates[2:], row)
@@ -138,3 +138,26 @@ def test_refuses_another_number_of_rows(tiny_model):
     with pytest.raises(EngineError, match="1 sequences for a cache of 4 rows"):
         model(torch.ones(1, 3, dtype=torch.int64), torch.ones(1, 6), cache)
     assert cache.lengths.tolist() == [0] * 4
+
+
+def test_selected_rows_in_any_order_with_padding_up_to_the_end(case):
+    """Rows of different lengths side by side; what is padding harms nobody."""
+    model, tokens, gates, expected = case
+    cache = KVCache.allocate(model.config, rows=5, max_seq_len=20)
+    of_rows = [4, 0, 3]
+    own = [17, 9, 12]
+    with torch.no_grad():
+        for row, length, sequence in zip(of_rows, own, range(3), strict=True):
+            one = None if gates is None else gates[sequence : sequence + 1]
+            model(tokens[sequence : sequence + 1, :length], one, cache.slice(row, row + 1))
+        part = cache.select(torch.tensor(of_rows), width=20)
+        rest = torch.zeros(3, 11, dtype=torch.int64)
+        for sequence, length in enumerate(own):
+            rest[sequence, : 20 - length] = tokens[sequence, length:20]
+        logits = model(rest, gates, part)
+    for sequence, length in enumerate(own):
+        torch.testing.assert_close(
+            logits[sequence, : 20 - length], expected[sequence, length:20], atol=1e-4, rtol=0
+        )
+    assert cache.lengths.tolist() == [9, 0, 0, 12, 17], "lengths of selected rows are the caller's"
+    assert cache.keys[:, 1:3].abs().max() == 0

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from mhc_model import Decoder, EngineError, GateError, ModelConfig, connections, expand_gates
+from mhc_model.layers import Attend
 
 SAME = {"stream_embedding_std": 0.0}  # the preset that equals the plain model at init
 
@@ -88,7 +89,7 @@ def test_equals_a_reference_forward(tiny_model):
     model = tiny_model()
     config, tokens = model.config, draw_tokens(model.config)
     gates = draw_gates(config)
-    rope = (model.rope_cos[None, None, :10], model.rope_sin[None, None, :10])
+    attend = Attend(model.rope_cos[None, None, :10], model.rope_sin[None, None, :10])
 
     def norm(x):
         return x / (x.square().mean(-1, keepdim=True) + config.norm_eps).sqrt()
@@ -98,7 +99,7 @@ def test_equals_a_reference_forward(tiny_model):
         streams = [x + model.stream_embedding[i] for i in range(4)]
         for layer_index, layer in enumerate(model.layers):
             sublayers = (
-                (layer.attention_connection, lambda h, layer=layer: layer.attention(h, rope)),
+                (layer.attention_connection, lambda h, layer=layer: layer.attention(h, attend)),
                 (layer.mlp_connection, layer.mlp),
             )
             for offset, (connection, sublayer) in enumerate(sublayers):
