@@ -1,6 +1,6 @@
 """What the service tells about its requests and its load; metrics and the log plug in here.
 
-`create_app(service, observer)` and `CompletionService(..., observer=observer)` take the same one.
+`CompletionService(..., observer=...)` takes an `Observer`; `create_app` of that service uses it too.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ class RequestRecord:
             matched. So a label of it is bounded.
         samples: completions asked for; 0 for routes without the engine.
         prompt_tokens: of all prompts; 0 where the request was refused before they were counted.
-        completion_tokens: generated, of all samples, also of a request that did not end well.
+        completion_tokens: of all samples, those that were answered or streamed; the engine's
+            `generated_tokens` also counts what nobody waited for.
         cached_tokens: prompt tokens that came from the prefix cache.
         gates_hash: `mhc_model.gates.gates_hash` of the gates, where all prompts had the same;
             None for a plain model, several vectors, and requests refused earlier.
