@@ -41,9 +41,12 @@ class EngineCall:
         """
         self.submitted = time.perf_counter()
         self.loop = asyncio.get_running_loop()
-        self._queue: asyncio.Queue[list[Event] | Exception | None] = asyncio.Queue()
+        self._events: list[Event] = []  # not yet taken
+        self._over = False
+        self._error: BaseException | None = None
+        self._wake = asyncio.Event()
         self._future = batcher.submit(requests, self)
-        self._timer = self.loop.call_later(timeout_s, self._end, timed_out(timeout_s))
+        self._timer = self.loop.call_later(timeout_s, self._cancel, timed_out(timeout_s))
         self._future.add_done_callback(self._on_done)
 
     def __enter__(self) -> EngineCall:
@@ -62,29 +65,39 @@ class EngineCall:
         return self
 
     async def __anext__(self) -> list[Event]:
-        item = await self._queue.get()
-        if item is None:
+        """All that came since the last call, one step's or several steps' in order."""
+        await self._wake.wait()
+        if self._error is not None:
+            raise self._error
+        if not self._events:
             raise StopAsyncIteration
-        if isinstance(item, Exception):
-            raise item
-        return item
+        if not self._over:
+            self._wake.clear()
+        events, self._events = self._events, []
+        return events
 
     def put(self, events: list[Event]) -> None:
         """Takes what a step gave."""
-        self._queue.put_nowait(events)
+        self._events += events
+        self._wake.set()
 
     def leave(self) -> None:
         """The client has gone."""
-        self._end(ClientDisconnect())
+        self._cancel(ClientDisconnect())
 
-    def _end(self, error: Exception) -> None:
+    def _cancel(self, error: Exception) -> None:
         if self._future.cancel():
-            self._queue.put_nowait(error)
+            self._end(error)
+
+    def _end(self, error: BaseException | None) -> None:
+        self._over = True
+        self._error = error
+        self._wake.set()
 
     def _on_done(self, future: Future[list[Completion]]) -> None:
         """On the engine's thread, after the last events were posted; whoever cancels says why."""
         if not future.cancelled():
-            post(self.loop, self._queue.put_nowait, future.exception())
+            post(self.loop, self._end, future.exception())
 
 
 @asynccontextmanager

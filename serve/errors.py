@@ -75,15 +75,18 @@ class APIError(MHCError):
             return "rate_limit_error"
         return "server_error" if self.status >= 500 else "invalid_request_error"
 
-    def response(self) -> JSONResponse:
+    def envelope(self) -> dict[str, Any]:
+        """The body."""
         detail = ErrorDetail(
             message=_shortened(self.message),
             type=self.type,
             param=None if self.param is None else _shortened(self.param),
             code=self.code,
         )
-        body = ErrorResponse(error=detail).model_dump()
-        return JSONResponse(body, status_code=self.status, headers=self.headers)
+        return ErrorResponse(error=detail).model_dump()
+
+    def response(self) -> JSONResponse:
+        return JSONResponse(self.envelope(), status_code=self.status, headers=self.headers)
 
 
 def overloaded(limit: int) -> APIError:
@@ -149,12 +152,16 @@ def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(ClientDisconnect, gone)
 
 
+def field_error(name: str, message: str) -> PydanticCustomError:
+    """What a schema raises where a field does not go with the others."""
+    return PydanticCustomError("field_error", "{message}", {"message": message, "name": name})
+
+
 def unknown_field(name: str, known: Sequence[str]) -> PydanticCustomError:
     """What a schema raises for a field that it does not have."""
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-    message = f"unknown field {name!r}; {hint}".replace("{", "{{").replace("}", "}}")
-    return PydanticCustomError("unknown_field", message, {"name": name})
+    return field_error(name, f"unknown field {name!r}; {hint}")
 
 
 def _validation_error(error: RequestValidationError) -> APIError:
@@ -162,10 +169,10 @@ def _validation_error(error: RequestValidationError) -> APIError:
     detail = error.errors()[0]
     path = [str(part) for part in detail["loc"][1:]]  # loc[0] is "body"
     name = ".".join(path)
-    if detail["type"] == "unknown_field":
-        name = ".".join([*path, detail["ctx"]["name"]])
-        return APIError(HTTPStatus.BAD_REQUEST, detail["msg"], name)
-    if not path:
+    if detail["type"] == "field_error":
+        path = path or [detail["ctx"]["name"]]
+        message = detail["ctx"]["message"]
+    elif not path:
         message = "the body must be a JSON object sent with Content-Type: application/json"
     elif detail["type"] == "missing":
         message = f"{name} is required"

@@ -1,6 +1,6 @@
 """What the service tells about its requests and its load; metrics and the log plug in here.
 
-`CompletionService(..., observer=...)` takes an `Observer`; `create_app` of that service uses it too.
+`CompletionService(..., observer=...)` takes one; `create_app` of that service uses it too.
 """
 
 from __future__ import annotations
