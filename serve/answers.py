@@ -55,6 +55,7 @@ class Answer(ABC):
     A choice's index is the prompt's times n plus the sample's.
     """
 
+    object: str
     chunk_object: str
 
     def __init__(self, served: Served, body: GenerationRequest, prepared: Prepared) -> None:
@@ -67,13 +68,14 @@ class Answer(ABC):
         self._includes_usage = body.includes_usage
         self._envelope: dict[str, Any] = {
             "id": f"{body.kind}-{uuid.uuid4().hex}",
+            "object": self.chunk_object,
             "created": int(time.time()),
             "model": served.model,
             "gates_source": prepared.gates_source,
             "checkpoint": served.checkpoint,
         }
         # Everything but the choices is the same in each chunk: it is written once.
-        head = json.dumps({"object": self.chunk_object, **self._envelope})
+        head = json.dumps(self._envelope)
         self._head = f"data: {head[:-1]}, "
         self._tail = ', "usage": null}\n\n' if self._includes_usage else "}\n\n"
 
@@ -88,6 +90,7 @@ class Answer(ABC):
         same = all(gates == prepared.gates[0] for gates in prepared.gates)
         envelope = {
             **self._envelope,
+            "object": self.object,
             "gates": prepared.gates[0] if same else None,
             "usage": self._usage(),
         }
@@ -175,7 +178,7 @@ class Answer(ABC):
 class CompletionAnswer(Answer):
     """Of /v1/completions."""
 
-    chunk_object = "text_completion"
+    object = chunk_object = "text_completion"
 
     def __init__(self, served: Served, body: CompletionRequest, prepared: Prepared) -> None:
         super().__init__(served, body, prepared)
@@ -244,6 +247,7 @@ class CompletionAnswer(Answer):
 class ChatAnswer(Answer):
     """Of /v1/chat/completions."""
 
+    object = "chat.completion"
     chunk_object = "chat.completion.chunk"
 
     def __init__(self, served: Served, body: ChatRequest, prepared: Prepared) -> None:

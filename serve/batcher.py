@@ -264,14 +264,15 @@ class Batcher:
 
     def _step(self) -> None:
         completions = self._engine.step()
+        events: list[Event] = [*self._engine.take_deltas(), *completions]
         gained: dict[_Call, list[Event]] = {}
-        for event in (*self._engine.take_deltas(), *completions):
+        for event in events:
             call = self._calls.get(event.request_id)
             if call is not None:  # else it was withdrawn
                 gained.setdefault(call, []).append(event)
         self._post(gained)
-        for call, events in gained.items():
-            self._finish(call, events)
+        for call, its_events in gained.items():
+            self._finish(call, its_events)
         now = time.monotonic()
         if not self._engine.has_work or now - self._load_told >= LOAD_INTERVAL_S:
             self._tell_load(now)

@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field, PlainValidator, WithJsonSchema, model_val
 
 from mhc_model.request import MAX_TOP_LOGPROBS
 from serve.errors import field_error
-from serve.schemas import MAX_INTEGER, Body, GenerationRequest, Routed, Usage
+from serve.schemas import MAX_INTEGER, Body, GenerationRequest, Response
 
 _PART = {
     "type": "object",
@@ -131,12 +131,8 @@ class ChatChoice(BaseModel):
     gates: list[float] | None = Field(description="the 2L gates of this answer")
 
 
-class ChatResponse(Routed):
+class ChatResponse(Response):
     """Answer to POST /v1/chat/completions."""
 
-    id: str
     object: Literal["chat.completion"] = "chat.completion"
-    created: int
-    model: str
     choices: list[ChatChoice]
-    usage: Usage

@@ -170,8 +170,8 @@ def _validation_error(error: RequestValidationError) -> APIError:
     path = [str(part) for part in detail["loc"][1:]]  # loc[0] is "body"
     name = ".".join(path)
     if detail["type"] == "field_error":
+        message = ": ".join([*([name] if name else []), detail["ctx"]["message"]])
         path = path or [detail["ctx"]["name"]]
-        message = detail["ctx"]["message"]
     elif not path:
         message = "the body must be a JSON object sent with Content-Type: application/json"
     elif detail["type"] == "missing":

@@ -271,9 +271,15 @@ class Usage(BaseModel):
     prompt_tokens_details: PromptTokensDetails
 
 
-class Routed(BaseModel):
-    """What every answer says about the weights and the gates."""
+class Response(BaseModel):
+    """What completions and chat completions answer."""
 
+    id: str
+    object: str
+    created: int = Field(description="seconds since 1970")
+    model: str
+    choices: list[Any]
+    usage: Usage
     gates: list[float] | None = Field(
         description="the 2L gates used; null for a plain model, and where the policy chose "
         "different ones for several prompts (each choice has its own)"
@@ -282,15 +288,11 @@ class Routed(BaseModel):
     checkpoint: str = Field(description="content hash of the weights")
 
 
-class CompletionResponse(Routed):
+class CompletionResponse(Response):
     """Answer to POST /v1/completions."""
 
-    id: str
     object: Literal["text_completion"] = "text_completion"
-    created: int
-    model: str
     choices: list[Choice]
-    usage: Usage
 
 
 class ModelCard(BaseModel):
