@@ -102,7 +102,9 @@ def create_app(service: CompletionService, drain_s: float = 0.0) -> FastAPI:
         yield
         await asyncio.to_thread(service.close, drain_s)
 
-    app = Application(service.observer, title="mhc-gates", lifespan=lifespan)
+    app = Application(
+        service.observer, title="mhc-gates", lifespan=lifespan, redirect_slashes=False
+    )
     install_error_handlers(app)
     app.include_router(_generation(service))
     app.include_router(_description(service))
