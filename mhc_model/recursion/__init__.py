@@ -7,6 +7,7 @@ from mhc_model.recursion.program import run_program
 from mhc_model.recursion.prompts import Prompts
 from mhc_model.recursion.session import Answer, Session
 from mhc_model.recursion.settings import SessionSettings
+from mhc_model.recursion.sizes import index_for
 from mhc_model.recursion.text import Passage
 from mhc_model.recursion.transcript import Step
 
@@ -24,5 +25,6 @@ __all__ = [
     "SessionSettings",
     "Step",
     "TextIndex",
+    "index_for",
     "run_program",
 ]

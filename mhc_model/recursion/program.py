@@ -377,9 +377,9 @@ def _greatest(*values: Any) -> Any:
 
 
 def _sorted(values: list[Any], reverse: bool = False) -> list[Any]:
-    if values == []:
-        return []
-    return sorted(_comparable("sorted", (values,)), reverse=bool(reverse))
+    if not isinstance(values, list):
+        raise _FunctionError("sorted takes a list")
+    return sorted(_comparable("sorted", (values,)) if values else [], reverse=bool(reverse))
 
 
 def _answered(text: str) -> bool:
