@@ -16,6 +16,8 @@ from starlette.types import ASGIApp
 from serve.chat_schemas import ChatRequest, ChatResponse
 from serve.errors import error_responses, install_error_handlers
 from serve.observer import Observer
+from serve.recursive import RecursiveService
+from serve.recursive_schemas import RecursiveRequest, RecursiveResponse, RecursiveSettings
 from serve.schemas import (
     CompletionRequest,
     CompletionResponse,
@@ -89,17 +91,24 @@ class Application(FastAPI):
         return document
 
 
-def create_app(service: CompletionService, drain_s: float = 0.0) -> FastAPI:
+def create_app(
+    service: CompletionService,
+    drain_s: float = 0.0,
+    recursive: RecursiveSettings | None = None,
+) -> FastAPI:
     """Builds the application.
 
     Args:
         service: closed when the application shuts down.
         drain_s: seconds that requests under way then have.
+        recursive: limits of sessions over long texts; the defaults if left out.
     """
+    sessions = RecursiveService(service, recursive or RecursiveSettings.model_validate({}))
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
+        sessions.close()
         await asyncio.to_thread(service.close, drain_s)
 
     app = Application(
@@ -107,6 +116,7 @@ def create_app(service: CompletionService, drain_s: float = 0.0) -> FastAPI:
     )
     install_error_handlers(app)
     app.include_router(_generation(service))
+    app.include_router(_sessions(sessions))
     app.include_router(_description(service))
     return app
 
@@ -127,6 +137,19 @@ def _generation(service: CompletionService) -> APIRouter:
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
         """Answers a conversation; `gates` steers the routing of this request."""
         return await service.chat(body, request)
+
+    return router
+
+
+def _sessions(sessions: RecursiveService) -> APIRouter:
+    router = APIRouter(route_class=StrictRoute)
+
+    @router.post(
+        "/v1/recursive", responses=_responses(RecursiveResponse, 502), response_class=Response
+    )
+    async def recursive(body: RecursiveRequest, request: Request) -> Response:
+        """Answers a question about a text that may be far longer than the context."""
+        return await sessions.answer(body, request)
 
     return router
 
@@ -158,8 +181,8 @@ def _description(service: CompletionService) -> APIRouter:
     return router
 
 
-def _responses(model: type[Any]) -> dict[int | str, dict[str, Any]]:
+def _responses(model: type[Any], *statuses: int) -> dict[int | str, dict[str, Any]]:
     """Of a route that answers with JSON or, where asked to stream, with events."""
     events = {"text/event-stream": {"schema": {"type": "string"}}}
     answer = {"model": model, "description": "the answer, or its stream", "content": events}
-    return {200: answer, **error_responses(*_GENERATION_ERRORS)}
+    return {200: answer, **error_responses(*_GENERATION_ERRORS, *statuses)}

@@ -19,7 +19,14 @@ from pydantic_core import PydanticCustomError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from mhc_model.errors import DataError, EngineError, GateError, MHCError
+from mhc_model.errors import (
+    DataError,
+    EndpointError,
+    EngineError,
+    GateError,
+    MHCError,
+    SessionError,
+)
 
 MAX_MESSAGE = 2000
 RETRY_AFTER_S = 1
@@ -89,11 +96,11 @@ class APIError(MHCError):
         return JSONResponse(self.envelope(), status_code=self.status, headers=self.headers)
 
 
-def overloaded(limit: int) -> APIError:
+def overloaded(limit: int, what: str = "prompts") -> APIError:
     """429: the queue is full."""
     return APIError(
         HTTPStatus.TOO_MANY_REQUESTS,
-        f"the server holds {limit} prompts and takes no more now; try again in {RETRY_AFTER_S} s",
+        f"the server holds {limit} {what} and takes no more now; try again in {RETRY_AFTER_S} s",
         code="server_overloaded",
         headers={"Retry-After": str(RETRY_AFTER_S)},
     )
@@ -126,7 +133,9 @@ def as_api_error(error: Exception) -> APIError:
             return error
         case GateError():
             return APIError(HTTPStatus.BAD_REQUEST, str(error), "gates", "invalid_gates")
-        case EngineError() | DataError():
+        case EndpointError():
+            return APIError(HTTPStatus.BAD_GATEWAY, str(error), "endpoint", "endpoint_failed")
+        case EngineError() | DataError() | SessionError():
             return APIError(HTTPStatus.BAD_REQUEST, str(error))
         case RequestValidationError():
             return _validation_error(error)

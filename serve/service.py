@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from http import HTTPStatus
 from typing import TypeVar
 
@@ -16,7 +17,9 @@ from fastapi import Request, Response
 from mhc_model.engine import Engine
 from mhc_model.errors import ConfigError
 from mhc_model.policy import GatePolicy
+from mhc_model.recursion.model import token_embedder
 from mhc_model.request import Completion
+from mhc_model.tokenizer import Tokenizer
 from serve.answers import Answer, ChatAnswer, CompletionAnswer, Served
 from serve.batcher import Batcher
 from serve.calls import EngineCall, on_disconnect
@@ -72,7 +75,8 @@ class CompletionService:
             check_policy(policy, engine.checkpoint_hash)
         self.observer: Observer = SilentObserver() if observer is None else observer
         self._names = {model_name, engine.checkpoint_hash, *aliases}
-        self._timeout_s = request_timeout_s
+        self.timeout_s = request_timeout_s
+        self.embedder = token_embedder(engine.model, engine.tokenizer)
         self._served = Served(
             model_name, engine.checkpoint_hash, engine.tokenizer, TokenNames(engine.tokenizer)
         )
@@ -94,6 +98,29 @@ class CompletionService:
     def failure(self) -> str | None:
         """Why the engine no longer runs; None while it does."""
         return self._batcher.failure
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self._served.tokenizer
+
+    @property
+    def context(self) -> int:
+        """Most tokens of a prompt and its completion together."""
+        return self._card.max_model_len
+
+    @property
+    def capacity(self) -> int:
+        """Samples that are accepted at a time."""
+        return self._batcher.capacity
+
+    def submit(self, body: CompletionRequest) -> tuple[Prepared, Future[list[Completion]]]:
+        """Prepares and queues prompts of the server's own, such as a session's; in any thread.
+
+        Raises:
+            APIError, GateError, EngineError, DataError: as `complete`.
+        """
+        prepared = self._preparer.completion(body)
+        return prepared, self._batcher.submit(prepared.requests)
 
     async def complete(self, body: CompletionRequest, request: Request) -> Response:
         """Answers POST /v1/completions.
@@ -128,9 +155,9 @@ class CompletionService:
         """
         waiting = asyncio.wrap_future(self._batcher.run(function))
         try:
-            return await asyncio.wait_for(waiting, self._timeout_s)
+            return await asyncio.wait_for(waiting, self.timeout_s)
         except TimeoutError:
-            raise timed_out(self._timeout_s) from None
+            raise timed_out(self.timeout_s) from None
 
     def models(self) -> ModelList:
         """Answers GET /v1/models."""
@@ -194,7 +221,7 @@ class CompletionService:
         trace.prompt_tokens = prepared.prompt_tokens
         trace.gates_hash = prepared.gates_hash
         trace.gates_source = prepared.gates_source
-        call = EngineCall(self._batcher, prepared.requests, self._timeout_s)
+        call = EngineCall(self._batcher, prepared.requests, self.timeout_s)
         trace.accepted(prepared.samples)
         if stream:
             return EventStream(call, answer, trace)
