@@ -183,6 +183,11 @@ def _description(service: CompletionService) -> APIRouter:
 
 def _responses(model: type[Any], *statuses: int) -> dict[int | str, dict[str, Any]]:
     """Of a route that answers with JSON or, where asked to stream, with events."""
-    events = {"text/event-stream": {"schema": {"type": "string"}}}
+    event = {
+        "type": "object",
+        "properties": {"data": {"type": "string", "description": "a chunk, an error or [DONE]"}},
+        "required": ["data"],
+    }
+    events = {"text/event-stream": {"itemSchema": event}}
     answer = {"model": model, "description": "the answer, or its stream", "content": events}
     return {200: answer, **error_responses(*_GENERATION_ERRORS, *statuses)}
