@@ -116,7 +116,9 @@ def create_app(
         yield
         await asyncio.to_thread(service.close, drain_s)
 
-    app = Application(service.observer, keys, title="mhc-gates", lifespan=lifespan)
+    app = Application(
+        service.observer, keys, title="mhc-gates", lifespan=lifespan, redirect_slashes=False
+    )
     install_error_handlers(app)
     app.include_router(_generation(service))
     app.include_router(_description(service))
@@ -193,6 +195,11 @@ def _metrics(metrics: Callable[[], Awaitable[bytes]]) -> APIRouter:
 
 def _responses(model: type[Any]) -> dict[int | str, dict[str, Any]]:
     """Of a route that answers with JSON or, where asked to stream, with events."""
-    events = {"text/event-stream": {"schema": {"type": "string"}}}
+    event = {
+        "type": "object",
+        "properties": {"data": {"type": "string", "description": "a chunk, an error or [DONE]"}},
+        "required": ["data"],
+    }
+    events = {"text/event-stream": {"itemSchema": event}}
     answer = {"model": model, "description": "the answer, or its stream", "content": events}
     return {200: answer, **error_responses(*_GENERATION_ERRORS)}
