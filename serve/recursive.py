@@ -40,12 +40,12 @@ from serve.recursive_schemas import (
     FoundPassage,
     RecursiveRequest,
     RecursiveResponse,
-    RecursiveSettings,
     SessionStep,
     SessionUsage,
     StepEvent,
 )
 from serve.service import CompletionService
+from serve.settings import RecursiveSettings
 from serve.tracing import RequestTrace, trace_of
 
 
@@ -188,7 +188,7 @@ class _Run:
 
     def _response(self, session: Session, answer: Answer) -> RecursiveResponse:
         served = self._model if isinstance(self._model, ServedModel) else None
-        card = self._service.models().data[0]
+        card = self._service.card
         endpoint = self._body.endpoint
         read, chunks = answer.read
         return RecursiveResponse(

@@ -1,4 +1,4 @@
-"""Bodies of POST /v1/recursive, and the server's limits for it."""
+"""Bodies of POST /v1/recursive."""
 
 from __future__ import annotations
 
@@ -6,30 +6,11 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, Field, model_validator
 
-from mhc_model.settings import Settings
 from serve.errors import field_error
 from serve.schemas import Body, Gates, GatesSource
 
 MAX_PROGRAM = 8192
 MAX_QUESTION = 2000
-
-
-class RecursiveSettings(Settings):
-    """What a server lets sessions over long texts do."""
-
-    max_sessions: int = Field(
-        4, ge=1, description="sessions of a replica at a time; further ones get a 429"
-    )
-    max_text_chars: int = Field(2_000_000, ge=1, description="characters of one text")
-    max_budget_tokens: int = Field(
-        262_144, ge=1, description="most tokens that a request may give its session"
-    )
-    endpoints: tuple[str, ...] = Field(
-        (),
-        description="addresses of OpenAI-compatible servers that a request may name as its model; "
-        "none: sessions only use the served model. Give exact base URLs: whoever may call this "
-        "server makes it call those",
-    )
 
 
 class Endpoint(Body):

@@ -15,8 +15,8 @@ import pytest
 from mhc_model import Engine, save_checkpoint
 from mhc_model.recursion import CancelToken, EndpointModel, Session, SessionSettings, index_for
 from serve.app import create_app
-from serve.recursive_schemas import RecursiveSettings
 from serve.service import CompletionService
+from serve.settings import RecursiveSettings
 
 SECONDS = 20
 TEXT = "Amber herons wade in the shallows. " * 60
