@@ -12,6 +12,7 @@ from fastapi import APIRouter, FastAPI, HTTPException, Request, Response
 from fastapi.routing import APIRoute
 
 from serve.errors import error_responses, install_error_handlers
+from serve.page import page_router
 from serve.schemas import CompletionRequest, CompletionResponse, Health, ModelList
 from serve.service import CompletionService
 
@@ -87,4 +88,5 @@ def create_app(service: CompletionService) -> FastAPI:
         return service.health()
 
     app.include_router(router)
+    app.include_router(page_router())
     return app
