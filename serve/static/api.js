@@ -13,7 +13,7 @@ try {
 export class ApiError extends Error {
   /**
    * @param {string} message readable as it is
-   * @param {number} status HTTP status; 0 where no answer came
+   * @param {number} status HTTP status of the refusal; 0 where it came later, or no answer at all
    * @param {string|null} code of the envelope
    */
   constructor(message, status, code = null) {
@@ -53,10 +53,10 @@ export async function* stream(path, body, signal) {
   for await (const data of eventData(response.body)) {
     if (data === "[DONE]") return;
     const event = JSON.parse(data);
-    if (event.error) throw new ApiError(event.error.message, response.status, event.error.code);
+    if (event.error) throw new ApiError(event.error.message, 0, event.error.code);
     yield event;
   }
-  throw new ApiError("the connection ended before the answer did", response.status);
+  throw new ApiError("the connection ended before the answer did", 0);
 }
 
 function posted(body) {

@@ -84,6 +84,7 @@ async function loadModel(state) {
     at("notice").textContent = advice + readable(error);
     at("notice").hidden = false;
     if (error.status === 401) at("api-key").focus();
+    if (!(error instanceof ApiError)) throw error; // our own fault
   }
 }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import threading
 import time
@@ -14,25 +13,19 @@ import httpx
 import pytest
 import uvicorn
 
-from mhc_model import Engine
+from mhc_model import Engine, EngineError
 from serve.app import create_app
+from serve.auth import ApiKeys
 from serve.service import CompletionService
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-from selenium.webdriver.common.by import By  # noqa: E402
-from selenium.webdriver.common.keys import Keys  # noqa: E402
-from selenium.webdriver.remote.webelement import WebElement  # noqa: E402
-from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
+pytest.importorskip("selenium", reason="selenium is not installed")
+from playground_page import PROMPT, Page, numbers, start_browser
+from selenium.webdriver.common.keys import Keys
 
 CHROMIUM, CHROMEDRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(
     not (CHROMIUM and CHROMEDRIVER), reason="chromium and chromedriver are not installed"
 )
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync "
-    "--disable-background-networking --disable-component-update --disable-dev-shm-usage"
-)
-PROMPT = "Question: Tom has 7 apples"
 
 
 class SlowEngine(Engine):
@@ -43,14 +36,26 @@ class SlowEngine(Engine):
         return super().step()
 
 
+class FailingEngine(SlowEngine):
+    """Fails in the middle of an answer."""
+
+    steps = 0
+
+    def step(self):
+        self.steps += 1
+        if self.steps > 8:
+            raise EngineError("out of order")
+        return super().step()
+
+
 @pytest.fixture(scope="module")
-def start_server() -> Iterator[Callable[[Path], str]]:
-    """`start_server(checkpoint)`: the address of a uvicorn server."""
+def start_server() -> Iterator[Callable[..., str]]:
+    """`start_server(checkpoint, engine class, **arguments of create_app)`: its address."""
     running: list[tuple[uvicorn.Server, threading.Thread]] = []
 
-    def start(path: Path) -> str:
-        engine = SlowEngine.from_checkpoint(path, max_batch=4, device="cpu")
-        app = create_app(CompletionService(engine, path.name))
+    def start(path: Path, kind: type[Engine] = SlowEngine, **arguments: Any) -> str:
+        engine = kind.from_checkpoint(path, max_batch=4, device="cpu")
+        app = create_app(CompletionService(engine, path.name), **arguments)
         server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
         thread = threading.Thread(target=server.run)
         thread.start()
@@ -75,77 +80,9 @@ def address(start_server, checkpoint) -> str:
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory) -> Iterator[Any]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in FLAGS.split():
-        options.add_argument(flag)
-    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('chromium')}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options, webdriver.ChromeService(CHROMEDRIVER))
+    driver = start_browser(CHROMIUM, CHROMEDRIVER, tmp_path_factory.mktemp("chromium"))
     yield driver
     driver.quit()
-
-
-class Page:
-    """The open page, by CSS selectors."""
-
-    def __init__(self, browser: Any, address: str) -> None:
-        self.browser, self.address = browser, address
-
-    def open(self, fragment: str = "", width: int = 1200) -> None:
-        metrics = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
-        self.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-        self.browser.get("about:blank")  # the fragment alone would not load the page again
-        self.browser.get(f"{self.address}/{fragment}")
-        self.until(lambda: self.all("#model dd"))
-
-    def all(self, selector: str) -> list[WebElement]:
-        return self.browser.find_elements(By.CSS_SELECTOR, selector)
-
-    def one(self, selector: str) -> WebElement:
-        return self.browser.find_element(By.CSS_SELECTOR, selector)
-
-    def text(self, selector: str) -> str:
-        return self.one(selector).get_property("textContent")
-
-    def label(self, selector: str) -> str:
-        return self.one(selector).get_attribute("aria-label")
-
-    def until(self, condition: Callable[[], Any]) -> Any:
-        return WebDriverWait(self.browser, 10, 0.05).until(lambda _: condition())
-
-    def run(self, script: str, *arguments: Any) -> Any:
-        return self.browser.execute_script(script, *arguments)
-
-    def press(self, *keys: str) -> None:
-        self.browser.switch_to.active_element.send_keys(*keys)
-
-    def fill(self, selector: str, value: object) -> None:
-        self.one(selector).send_keys(Keys.CONTROL, "a", Keys.NULL, str(value))
-
-    def generate(self, prompt: str = PROMPT, max_tokens: int = 12) -> None:
-        self.fill("#prompt", prompt)
-        self.fill("#max-tokens", max_tokens)
-        self.one("#generate").click()
-        self.finished()
-
-    def finished(self) -> None:
-        states = ("ended", "at max tokens", "stopped", "failed")
-        self.until(lambda: all(e.text in states for e in self.all(".state")))
-        self.run("return new Promise(requestAnimationFrame)")
-
-    def show_routing(self) -> None:
-        self.one("#show-routing").click()
-        self.until(lambda: self.text("#routing-status").startswith("Means"))
-
-    def complaints(self) -> list[str]:
-        """What the console says; the browser's own notes on failed requests are left out."""
-        entries = self.browser.get_log("browser")
-        return [
-            entry["message"]
-            for entry in entries
-            if entry["level"] in ("WARNING", "SEVERE") and entry["source"] != "network"
-        ]
 
 
 @pytest.fixture
@@ -155,10 +92,6 @@ def page(browser, address) -> Iterator[Page]:
     yield page
     page.run("sessionStorage.clear()")
     assert page.complaints() == []
-
-
-def numbers(text: str) -> list[float]:
-    return [float(number) for number in re.findall(r"-?\d+(?:\.\d+)?", text)]
 
 
 def test_loads_from_this_server_only_and_describes_the_model(page, address, checkpoint):
@@ -351,12 +284,57 @@ def test_errors_of_the_api_are_shown(page):
     assert not page.one("#column-b .error").is_displayed()
 
 
-def test_texts_are_never_markup(page):
+def test_texts_are_never_markup(page, browser, start_server, checkpoint):
     page.generate("<img src=x onerror=alert(1)><b>bold</b>")
     page.one("#per-token").click()
     page.show_routing()
     assert "<" in page.text(".panel.a .token-names")
-    assert page.all("main img, .output b, .token-names b") == []
+    hostile = page.in_modules(
+        """
+        const text = "<img src=x onerror=alert(1)><b>bold</b>";
+        const column = (ending) => ({
+          text: text + ending, answered: true, running: false, output: element("div"),
+        });
+        const [a, b, verdict] = [column(text), column(""), element("p")];
+        compare(a, b, verdict);
+        const map = heatmap({
+          name: text, rows: [text], columns: [text], values: [[1]], range: [0, 1], numbers: true,
+        });
+        const parts = [a.output, element("p", { text }), ...formula(`${text} H_res`), map];
+        document.querySelector("main").append(...parts);
+        return a.output.textContent;
+        """
+    )
+    assert hostile == "<img src=x onerror=alert(1)><b>bold</b>" * 2
+    assert page.all("main img, main b:not(.value b, .title b)") == []
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "common"),
+    [("", "", 0), ("ab", "ab", 2), ("ab", "abc", 2), ("a🍎b", "a🍏b", 1), ("x", "y", 0)],
+)
+def test_where_texts_part_is_counted_in_characters(page, first, second, common):
+    script = "return commonLength(...given)"
+    assert page.in_modules(script, [first, second]) == common
+
+
+def test_events_are_read_however_the_network_cuts_them(page):
+    sent = ': hello\r\n\r\ndata: {"text": "é🍎"}\r\n\r\nevent: x\ndata:{"text":\ndata: "b"}\n\n'
+    script = """
+        const bytes = new TextEncoder().encode(given + "data: [DONE]\\n\\n");
+        const real = window.fetch;
+        window.fetch = async () => new Response(new ReadableStream({
+          start(controller) {
+            for (const byte of bytes) controller.enqueue(new Uint8Array([byte]));
+            controller.close();
+          },
+        }));
+        const events = [];
+        for await (const event of stream("v1/completions", {})) events.push(event.text);
+        window.fetch = real;
+        return events;
+    """
+    assert page.in_modules(script, sent) == ["é🍎", "b"]
 
 
 def test_the_address_keeps_the_settings_but_not_the_key(page):
@@ -384,4 +362,30 @@ def test_a_plain_model_has_no_gate_controls(browser, start_server, plain_checkpo
     assert not page.one("#routing").is_displayed()
     page.generate()
     assert page.text("#parting") == "Both answers are the same."
+    assert page.complaints() == []
+
+
+def test_asks_for_the_key_and_sends_it(browser, start_server, checkpoint):
+    page = Page(browser, start_server(checkpoint, keys=ApiKeys(["key-of-a-test"])))
+    page.open(wait_for="#notice:not([hidden])")
+    assert "Enter the server's API key above" in page.text("#notice")
+    page.press("key-of-a-test", Keys.TAB)  # the field has the focus
+    page.until(lambda: page.all("#model dd"))
+    assert not page.one("#notice").is_displayed()
+    page.generate()
+    assert page.text("#column-a .output")
+    page.show_routing()
+    page.run("sessionStorage.clear()")
+    assert page.complaints() == []
+
+
+def test_an_error_in_the_middle_keeps_what_came(browser, start_server, checkpoint):
+    page = Page(browser, start_server(checkpoint, FailingEngine))
+    page.open()
+    page.fill("#prompt", PROMPT)
+    page.one("#column-a .run").click()
+    page.until(lambda: page.text("#column-a .state") == "failed")
+    assert "the engine failed" in page.text("#column-a .answer .error")
+    assert page.text("#column-a .output")
+    assert numbers(page.text("#column-a .facts"))[0] > 0
     assert page.complaints() == []
