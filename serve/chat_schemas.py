@@ -10,6 +10,8 @@ from mhc_model.request import MAX_TOP_LOGPROBS
 from serve.errors import field_error
 from serve.schemas import MAX_INTEGER, Body, GenerationRequest, Response
 
+MAX_MESSAGES = 1000
+
 _PART = {
     "type": "object",
     "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
@@ -67,7 +69,9 @@ class ChatRequest(GenerationRequest):
 
     kind: ClassVar[str] = "chatcmpl"
 
-    messages: list[Message] = Field(min_length=1, description="the conversation so far")
+    messages: list[Message] = Field(
+        min_length=1, max_length=MAX_MESSAGES, description="the conversation so far"
+    )
     max_tokens: int | None = Field(
         None,
         ge=1,

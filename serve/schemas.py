@@ -13,10 +13,12 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    GetJsonSchemaHandler,
     PlainValidator,
     WithJsonSchema,
     model_validator,
 )
+from pydantic_core import CoreSchema
 
 from mhc_model.request import MAX_SAMPLES, MAX_TOP_LOGPROBS
 from serve.errors import field_error, unknown_field
@@ -81,6 +83,7 @@ def _neutral(value: Any) -> Any:
     return value
 
 
+_NULL = {"type": "null"}
 _Text = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_LENGTH}
 _TokenIds = {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}}
 Prompts = Annotated[
@@ -152,6 +155,21 @@ class Body(BaseModel):
             if name not in cls.model_fields:
                 raise unknown_field(name, list(cls.model_fields))
         return given
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        """Says about nulls what `_known_and_given` does."""
+        schema = handler.resolve_ref_schema(handler(core_schema))
+        for name, field in schema["properties"].items():
+            if name not in schema.get("required", ()):
+                about = {key: field.pop(key) for key in ("description", "default") if key in field}
+                kinds = field["anyOf"] if field.keys() == {"anyOf"} else [field]
+                nullable = kinds if _NULL in kinds else [*kinds, _NULL]
+                schema["properties"][name] = {"anyOf": nullable, **about}
+        schema["additionalProperties"] = _NULL
+        return schema
 
 
 class StreamOptions(Body):

@@ -154,3 +154,90 @@ def test_overload_and_failure_over_http(engine, valve, make_service, client_of):
                 assert response.json()["error"]["type"] == "server_error"
 
     asyncio.run(run())
+
+
+def test_functions_run_between_steps(batcher, valve, engine):
+    call = batcher.submit(requests(1, 20))
+    job = batcher.run(lambda engine: (threading.current_thread().name, engine.active))
+    failing = batcher.run(lambda engine: 1 / 0)
+    assert batcher.pending == 3
+    valve.open.set()
+    assert job.result(SECONDS) in {("engine", 0), ("engine", 1)}
+    with pytest.raises(ZeroDivisionError):
+        failing.result(SECONDS)
+    assert len(call.result(SECONDS)) == 1  # the engine goes on
+    assert batcher.failure is None
+
+
+def test_functions_count_and_fail_like_samples(batcher, valve, wait_until):
+    call = batcher.submit(requests(2))
+    wait_until(lambda: batcher.active == 2)
+    jobs = [batcher.run(lambda engine: 1) for _ in range(4)]
+    with pytest.raises(APIError, match="6 prompts"):
+        batcher.run(lambda engine: 1)
+    assert batcher.refusal is not None
+    valve.fail = True
+    valve.open.set()
+    for future in (call, *jobs):
+        with pytest.raises(APIError) as failed:
+            future.result(SECONDS)
+        assert failed.value.status == 503
+
+
+def test_draining_finishes_what_was_accepted(batcher, valve, wait_until):
+    calls = [batcher.submit(requests(1, 30)) for _ in range(4)]
+    wait_until(lambda: batcher.active == 2)
+    closing = threading.Thread(target=batcher.close, args=(SECONDS,))
+    closing.start()
+    wait_until(lambda: batcher.refusal is not None)
+    with pytest.raises(APIError, match="shutting down") as refused:
+        batcher.submit(requests(1))
+    assert refused.value.status == 503
+    assert int(refused.value.response().headers["Retry-After"]) >= 1
+    valve.open.set()
+    assert all(len(call.result(SECONDS)[0].tokens) <= 30 for call in calls)
+    closing.join(SECONDS)
+    assert not closing.is_alive()
+
+
+def test_draining_ends_at_its_limit(batcher, valve, wait_until):
+    calls = [batcher.submit(requests(1, 90)) for _ in range(6)]
+    wait_until(lambda: batcher.active == 2)
+    threading.Timer(0.2, valve.open.set).start()
+    batcher.close(0.1)
+    for call in calls:
+        with pytest.raises(APIError, match="shutting down"):
+            call.result(SECONDS)
+
+
+def test_samples_come_in_order(batcher, valve):
+    valve.open.set()
+    sampling = SamplingParams(max_tokens=4, temperature=1.0, seed=1)
+    sent = [Request([1, 2, 3], sampling=sampling, n=n) for n in (1, 3)]
+    done = batcher.submit(sent).result(SECONDS)
+    assert [(each.request_id, each.index) for each in done] == [
+        (request.id, index) for request in sent for index in range(request.n)
+    ]
+    assert done[0].tokens == done[1].tokens != done[2].tokens
+
+
+def test_ready_follows_the_queue(engine, valve, make_service, client_of):
+    service = make_service(engine, max_queue=0)
+
+    async def run() -> None:
+        async with client_of(service) as client:
+            assert (await client.get("/ready")).status_code == 200
+            body = {**BODY, "prompt": [[1], [2]]}
+            first = asyncio.create_task(client.post("/v1/completions", json=body))
+            while (await client.get("/health")).json()["active"] < 2:
+                await asyncio.sleep(0.005)
+            full = await client.get("/ready")
+            assert full.status_code == 503
+            assert int(full.headers["retry-after"]) >= 1
+            valve.open.set()
+            assert (await first).status_code == 200
+            assert (await client.get("/ready")).json() == {"status": "ready"}
+            service.close()
+            assert (await client.get("/ready")).status_code == 503
+
+    asyncio.run(run())
