@@ -14,6 +14,8 @@ import pytest
 import uvicorn
 
 from mhc_model import Engine, EngineError
+from mhc_model.checkpoint import checkpoint_hash
+from mhc_model.policy import GatePolicy, PolicyConfig
 from serve.app import create_app
 from serve.auth import ApiKeys
 from serve.service import CompletionService
@@ -50,12 +52,12 @@ class FailingEngine(SlowEngine):
 
 @pytest.fixture(scope="module")
 def start_server() -> Iterator[Callable[..., str]]:
-    """`start_server(checkpoint, engine class, **arguments of create_app)`: its address."""
+    """`start_server(checkpoint, engine class, policy, **arguments of create_app)`: its address."""
     running: list[tuple[uvicorn.Server, threading.Thread]] = []
 
-    def start(path: Path, kind: type[Engine] = SlowEngine, **arguments: Any) -> str:
+    def start(path: Path, kind: Any = SlowEngine, policy: Any = None, **arguments: Any) -> str:
         engine = kind.from_checkpoint(path, max_batch=4, device="cpu")
-        app = create_app(CompletionService(engine, path.name), **arguments)
+        app = create_app(CompletionService(engine, path.name, policy=policy), **arguments)
         server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
         thread = threading.Thread(target=server.run)
         thread.start()
@@ -101,6 +103,17 @@ def test_loads_from_this_server_only_and_describes_the_model(page, address, chec
     assert urls
     assert all(url.startswith(f"{address}/") for url in urls)
     assert len(page.all("#column-a .modes input")) == 4  # no policy is loaded
+
+
+def test_a_policy_is_offered_where_one_is_loaded(browser, start_server, checkpoint):
+    sizes = {"n_layers": 3, "observation_dim": 32, "checkpoint_hash": checkpoint_hash(checkpoint)}
+    policy = GatePolicy(PolicyConfig(action_space="global", **sizes))
+    page = Page(browser, start_server(checkpoint, policy=policy))
+    page.open("#a=policy&b=policy")
+    assert page.one("#column-a input[value=policy]").is_selected()
+    page.generate()
+    assert page.text("#column-a .used h4").startswith("Gates used (policy): ")
+    assert page.complaints() == []
 
 
 def test_both_columns_stream_with_their_own_gates(page, address):
