@@ -18,6 +18,7 @@ from serve.chat_schemas import ChatRequest, ChatResponse
 from serve.errors import error_responses, install_error_handlers
 from serve.metrics import CONTENT_TYPE as METRICS_TYPE
 from serve.observer import Observer
+from serve.page import page_router
 from serve.recursive import RecursiveService
 from serve.recursive_schemas import RecursiveRequest, RecursiveResponse
 from serve.routing import routing_routes
@@ -130,6 +131,7 @@ def create_app(
     app.include_router(_generation(service))
     app.include_router(_sessions(sessions))
     app.include_router(_description(service))
+    app.include_router(page_router())
     app.include_router(routing_routes(service, APIRouter(route_class=StrictRoute)))
     if metrics is not None:
         app.include_router(_metrics(metrics))
