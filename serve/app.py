@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import Any
@@ -13,9 +13,12 @@ from fastapi.routing import APIRoute
 from pydantic_core import from_json
 from starlette.types import ASGIApp
 
+from serve.auth import ApiKeys, KeyMiddleware
 from serve.chat_schemas import ChatRequest, ChatResponse
 from serve.errors import error_responses, install_error_handlers
+from serve.metrics import CONTENT_TYPE as METRICS_TYPE
 from serve.observer import Observer
+from serve.routing import routing_routes
 from serve.schemas import (
     CompletionRequest,
     CompletionResponse,
@@ -72,12 +75,16 @@ class StrictRoute(APIRoute):
 class Application(FastAPI):
     """FastAPI inside `Tracing`, with an OpenAPI document that says what is true."""
 
-    def __init__(self, observer: Observer, **arguments: Any) -> None:
+    def __init__(self, observer: Observer, keys: ApiKeys | None, **arguments: Any) -> None:
         super().__init__(**arguments)
         self._observer = observer
+        self._keys = keys
 
     def build_middleware_stack(self) -> ASGIApp:
-        return Tracing(super().build_middleware_stack(), self._observer)
+        app = super().build_middleware_stack()
+        if self._keys:
+            app = KeyMiddleware(app, self._keys)
+        return Tracing(app, self._observer)
 
     def openapi(self) -> dict[str, Any]:
         document = super().openapi()
@@ -89,12 +96,19 @@ class Application(FastAPI):
         return document
 
 
-def create_app(service: CompletionService, drain_s: float = 0.0) -> FastAPI:
+def create_app(
+    service: CompletionService,
+    drain_s: float = 0.0,
+    keys: ApiKeys | None = None,
+    metrics: Callable[[], Awaitable[bytes]] | None = None,
+) -> FastAPI:
     """Builds the application.
 
     Args:
         service: closed when the application shuts down.
         drain_s: seconds that requests under way then have.
+        keys: if there are any, every route but the open ones asks for one.
+        metrics: gives the text of GET /metrics; None leaves the route out.
     """
 
     @asynccontextmanager
@@ -103,11 +117,14 @@ def create_app(service: CompletionService, drain_s: float = 0.0) -> FastAPI:
         await asyncio.to_thread(service.close, drain_s)
 
     app = Application(
-        service.observer, title="mhc-gates", lifespan=lifespan, redirect_slashes=False
+        service.observer, keys, title="mhc-gates", lifespan=lifespan, redirect_slashes=False
     )
     install_error_handlers(app)
     app.include_router(_generation(service))
     app.include_router(_description(service))
+    app.include_router(routing_routes(service, APIRouter(route_class=StrictRoute)))
+    if metrics is not None:
+        app.include_router(_metrics(metrics))
     return app
 
 
@@ -154,6 +171,24 @@ def _description(service: CompletionService) -> APIRouter:
     async def ready() -> Ready:
         """Whether this replica would take a request now."""
         return service.ready()
+
+    return router
+
+
+def _metrics(metrics: Callable[[], Awaitable[bytes]]) -> APIRouter:
+    router = APIRouter()
+
+    @router.get(
+        "/metrics",
+        responses={
+            200: {"content": {"text/plain": {"schema": {"type": "string"}}}},
+            **error_responses(401, 500),
+        },
+        response_class=Response,
+    )
+    async def prometheus() -> Response:
+        """Metrics of all replicas, in Prometheus's text format."""
+        return Response(await metrics(), media_type=METRICS_TYPE)
 
     return router
 

@@ -70,16 +70,17 @@ class CompletionService:
             )
         if policy is not None:
             check_policy(policy, engine.checkpoint_hash)
+        self.config = engine.model.config
         self.observer: Observer = SilentObserver() if observer is None else observer
         self._names = {model_name, engine.checkpoint_hash, *aliases}
         self._timeout_s = request_timeout_s
-        self._served = Served(
+        self.served = Served(
             model_name, engine.checkpoint_hash, engine.tokenizer, TokenNames(engine.tokenizer)
         )
-        self._card = _card(engine, model_name, policy is not None)
+        self.card = _card(engine, model_name, policy is not None)
         capacity = engine.max_batch + max_queue
         template = ChatTemplate.default() if chat_template is None else chat_template
-        self._preparer = Preparer(engine, engine.tokenizer, capacity, policy, template)
+        self.preparer = Preparer(engine, engine.tokenizer, capacity, policy, template)
         self._batcher = Batcher(engine, max_queue, self.observer.load)
 
     def close(self, drain_s: float = 0.0) -> None:
@@ -108,15 +109,15 @@ class CompletionService:
         """
         self.check_model(body.model)
         # Tokenising and the policy take milliseconds of CPU: not on the event loop.
-        prepared = await asyncio.to_thread(self._preparer.completion, body)
-        answer = CompletionAnswer(self._served, body, prepared)
+        prepared = await asyncio.to_thread(self.preparer.completion, body)
+        answer = CompletionAnswer(self.served, body, prepared)
         return await self._answer(answer, prepared, body.stream, request)
 
     async def chat(self, body: ChatRequest, request: Request) -> Response:
         """Answers POST /v1/chat/completions, as `complete`."""
         self.check_model(body.model)
-        prepared = await asyncio.to_thread(self._preparer.chat, body)
-        answer = ChatAnswer(self._served, body, prepared)
+        prepared = await asyncio.to_thread(self.preparer.chat, body)
+        answer = ChatAnswer(self.served, body, prepared)
         return await self._answer(answer, prepared, body.stream, request)
 
     async def run(self, function: Callable[[Engine], T]) -> T:
@@ -134,7 +135,7 @@ class CompletionService:
 
     def models(self) -> ModelList:
         """Answers GET /v1/models."""
-        return ModelList(data=[self._card])
+        return ModelList(data=[self.card])
 
     def model(self, name: str) -> ModelCard:
         """Answers GET /v1/models/{model}.
@@ -143,7 +144,7 @@ class CompletionService:
             APIError: 404 for a name that requests may not give either.
         """
         self.check_model(name)
-        return self._card
+        return self.card
 
     def health(self) -> Health:
         """Answers GET /health.
@@ -155,8 +156,8 @@ class CompletionService:
             raise unavailable(self.failure)
         active = self._batcher.active
         return Health(
-            model=self._served.model,
-            checkpoint=self._served.checkpoint,
+            model=self.served.model,
+            checkpoint=self.served.checkpoint,
             active=active,
             waiting=max(0, self._batcher.pending - active),
         )
@@ -181,7 +182,7 @@ class CompletionService:
         if name is not None and name not in self._names:
             raise APIError(
                 HTTPStatus.NOT_FOUND,
-                f"model {name!r} is not served here; use {self._served.model!r} or leave the "
+                f"model {name!r} is not served here; use {self.served.model!r} or leave the "
                 f"field out",
                 "model",
                 "model_not_found",
