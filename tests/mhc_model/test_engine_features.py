@@ -446,3 +446,33 @@ def test_names_of_blocks():
     assert block_names([7, *prompt[1:]], torch.tensor([0.5, 0.25]))[1] != names[1]
     assert not set(block_names(prompt, torch.tensor([0.5, 0.26]))) & set(names)
     assert not set(block_names(prompt, None)) & set(names)
+
+
+# Recorded steps
+
+
+def test_steps_of_a_few_shapes_change_nothing(model):
+    """What a recorded step works on: rows and positions rounded up, on whatever device."""
+    wanted = requests(12, most=40)
+    engine = Engine(model, max_batch=7)
+    engine._decode_step.rounds_up = True
+    for request, completion in zip(wanted, engine.generate(wanted), strict=True):
+        assert_same(completion, alone(model, request)[0])
+
+
+def test_recording_needs_a_gpu(model):
+    with pytest.raises(EngineError, match="cuda_graphs needs a model on a GPU; it is on cpu"):
+        Engine(model, cuda_graphs=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_recorded_steps_change_nothing(tiny_model, temperature):
+    model = tiny_model(max_seq_len=96).to("cuda")
+    wanted = requests(12, most=40, temperature=temperature, seed=2)
+    expected = Engine(model, max_batch=5).generate(wanted)
+    recorded = Engine(model, max_batch=5, cuda_graphs=True)
+    for _ in range(2):
+        for a, b in zip(recorded.generate(wanted), expected, strict=True):
+            assert_same(a, b)
