@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -151,7 +151,7 @@ class ServeSettings(Settings):
         return self.max_batch + self.max_queue + REFUSAL_HEADROOM
 
     @property
-    def engine_options(self) -> dict[str, int]:
+    def engine_options(self) -> dict[str, Any]:
         """Arguments of the engine that are not left to its own defaults."""
         options = {
             "kv_cache_bytes": self.kv_cache_bytes,

@@ -11,6 +11,7 @@ import openai
 import pytest
 
 from mhc_model import Request, SamplingParams
+from serve.auth import ApiKeys
 
 PROMPT = "Question: Tom has 7 apples"
 GREEDY = {"model": "tiny", "prompt": PROMPT, "max_tokens": 12, "temperature": 0}
@@ -179,6 +180,18 @@ def test_overload_is_a_rate_limit_error(serving, make_service, make_engine, make
         assert first.result().choices[0].text
 
 
+def test_a_wrong_key_is_an_authentication_error(serving, make_service):
+    key = "k" * 32
+    with serving(make_service(), keys=ApiKeys([key])) as url:
+        with (
+            openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client,
+            pytest.raises(openai.AuthenticationError),
+        ):
+            client.completions.create(**GREEDY)
+        with openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0) as client:
+            assert client.completions.create(**GREEDY).choices[0].text
+
+
 def test_sixty_four_gate_vectors_at_once(live, alone):
     rows = [[i / 63, 1 - i / 63, (i * 7 % 64) / 63] for i in range(64)]
     prompts = [f"Question: Tom has {i} apples" for i in range(64)]
@@ -188,14 +201,16 @@ def test_sixty_four_gate_vectors_at_once(live, alone):
             base_url=f"{live}/v1", api_key="none", max_retries=0
         ) as client:
             calls = [
-                client.completions.create(**{**GREEDY, "prompt": prompt}, extra_body={"gates": row})
+                client.completions.create(
+                    **{**GREEDY, "prompt": prompt, "max_tokens": 8}, extra_body={"gates": row}
+                )
                 for prompt, row in zip(prompts, rows, strict=True)
             ]
             return await asyncio.gather(*calls)
 
     answers = asyncio.run(run())
     for answer, prompt, row in zip(answers, prompts, rows, strict=True):
-        (expected,) = alone(prompt, row, max_tokens=12)
+        (expected,) = alone(prompt, row, max_tokens=8)
         assert answer.choices[0].text == expected.text
         assert answer.gates == list(expected.gates)
     assert len({answer.choices[0].text for answer in answers}) > 32
