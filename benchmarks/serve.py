@@ -137,8 +137,8 @@ def running_server(checkpoint: Path) -> Iterator[str]:
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
         try:
             assert process.stdout is not None
-            announced = process.stdout.readline()
-            if str(port) not in announced:
+            # Ray may print before it.
+            if not any(f"127.0.0.1:{port}" in line for line in process.stdout):
                 raise SystemExit(f"the server did not start; it ended with {process.wait()}")
             yield f"http://127.0.0.1:{port}"
         finally:
