@@ -72,6 +72,9 @@ class ServeSettings(Settings):
         ge=1,
         description="prompt tokens read in one step beside decoding; none: the engine's default",
     )
+    cuda_graphs: bool = Field(
+        False, description="record the decoding step on a GPU; slower to start, faster after"
+    )
     max_queue: int = Field(
         256, ge=0, description="samples that may wait in a replica; further ones get a 429"
     )
@@ -136,6 +139,8 @@ class ServeSettings(Settings):
             raise ValueError(
                 "target_ongoing_requests is for autoscaling; give max_replicas, or leave it out"
             )
+        if self.cuda_graphs and not self.gpus_per_replica:
+            raise ValueError("cuda_graphs needs a GPU; give gpus_per_replica, or leave it out")
         return self
 
     @property
@@ -158,4 +163,5 @@ class ServeSettings(Settings):
             "prefix_cache_bytes": self.prefix_cache_bytes,
             "prefill_chunk": self.prefill_chunk,
         }
-        return {name: value for name, value in options.items() if value is not None}
+        given = {name: value for name, value in options.items() if value is not None}
+        return {"cuda_graphs": self.cuda_graphs, **given}

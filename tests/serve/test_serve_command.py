@@ -80,6 +80,7 @@ def test_a_port_in_use_and_a_foreign_policy_are_refused(
         ({"replicas": 3, "max_replicas": 2}, "at least 3"),
         ({"target_ongoing_requests": 5}, "max_replicas"),
         ({"dtype": "float8"}, "bfloat16"),
+        ({"cuda_graphs": True}, "gpus_per_replica"),
         ({"drain_s": 0}, "drain_s"),
         ({"max_batches": 4}, "max_batch"),
     ],
