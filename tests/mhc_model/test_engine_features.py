@@ -345,6 +345,32 @@ def test_a_memory_budget_makes_requests_wait_and_loses_none(model):
     assert most_active[97 * 12] == 12
 
 
+def test_rows_in_use_survive_a_new_layout(model):
+    """A long request joins a short one that is half done: their rows become longer and fewer."""
+    size = KVCache.bytes_per_token(model.config, torch.float32)
+    engine = Engine(model, max_batch=12, kv_cache_bytes=2 * 97 * size, prefix_cache_bytes=0)
+    prompts = random_prompts(4, 4, 4)
+    lengths = [3, 3, 20, 3]
+    short = [
+        Request(prompt, 0.4, SamplingParams(max_tokens=length, logprobs=True))
+        for prompt, length in zip(prompts, lengths, strict=True)
+    ]
+    long = Request(
+        random_prompts(1, 60, 60, seed=3)[0], 0.8, SamplingParams(max_tokens=30, logprobs=True)
+    )
+    for request in (*short, long):
+        engine.add(request)
+    done, laid_out = {}, []
+    while engine.has_work:
+        done.update((each.request_id, each) for each in engine.step())
+        laid_out.append(engine._arena.cache.rows)
+    assert laid_out[0] == 7
+    assert laid_out[-1] == 2
+    assert engine.stats().finished == 5
+    for request in (*short, long):
+        assert_same(done[request.id], alone(model, request)[0])
+
+
 def test_a_budget_too_small(model):
     size = KVCache.bytes_per_token(model.config, torch.float32)
     with pytest.raises(EngineError, match=f"kv_cache_bytes is {size}.* at least {2 * size}"):
@@ -387,6 +413,19 @@ def test_equal_beginnings_are_computed_once(model):
     # Even of requests that came at once, one for each gate vector does the work.
     assert engine.stats().cached_tokens == 48 * 3 * 5
     assert engine.stats().prompt_tokens == 49 * 18
+
+
+@pytest.mark.parametrize("length", [BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK])
+def test_a_whole_prompt_in_the_cache(model, length):
+    """Its last token is fed all the same: the first of the answer is drawn from it."""
+    prompt = random_prompts(1, length, length)[0]
+    engine = Engine(model)
+    sampling = SamplingParams(max_tokens=4, logprobs=True)
+    expected = alone(model, Request(prompt, 0.6, sampling))[0]
+    for time in range(3):
+        (completion,) = engine.generate([Request(prompt, 0.6, sampling)])
+        assert_same(completion, expected)
+        assert completion.cached_tokens == (0 if time == 0 else (length - 1) // BLOCK * BLOCK)
 
 
 def test_other_gates_share_nothing(model):

@@ -132,13 +132,13 @@ def client_of() -> Callable[[CompletionService], httpx.AsyncClient]:
 
 
 @contextmanager
-def _serving(service: CompletionService) -> Iterator[str]:
+def _serving(service: CompletionService, **arguments: Any) -> Iterator[str]:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        config = uvicorn.Config(create_app(service), log_level="warning", lifespan="on")
+        app = create_app(service, **arguments)
+        config = uvicorn.Config(app, log_level="warning", lifespan="on")
         server = uvicorn.Server(config)
-        arguments = {"sockets": [listener]}
-        thread = threading.Thread(target=server.run, kwargs=arguments, daemon=True)
+        thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
         thread.start()
         _wait_until(lambda: server.started)
         try:
@@ -150,7 +150,7 @@ def _serving(service: CompletionService) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def serving() -> Callable[..., Any]:
-    """`with serving(service) as url`: the application behind uvicorn, on loopback."""
+    """`with serving(service, **arguments of create_app) as url`: behind uvicorn, on loopback."""
     return _serving
 
 

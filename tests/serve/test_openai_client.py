@@ -11,6 +11,7 @@ import openai
 import pytest
 
 from mhc_model import Request, SamplingParams
+from serve.auth import ApiKeys
 
 PROMPT = "Question: Tom has 7 apples"
 GREEDY = {"model": "tiny", "prompt": PROMPT, "max_tokens": 12, "temperature": 0}
@@ -177,6 +178,18 @@ def test_overload_is_a_rate_limit_error(serving, make_service, make_engine, make
         assert int(refused.value.response.headers["retry-after"]) >= 1
         valve.open.set()
         assert first.result().choices[0].text
+
+
+def test_a_wrong_key_is_an_authentication_error(serving, make_service):
+    key = "k" * 32
+    with serving(make_service(), keys=ApiKeys([key])) as url:
+        with (
+            openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client,
+            pytest.raises(openai.AuthenticationError),
+        ):
+            client.completions.create(**GREEDY)
+        with openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0) as client:
+            assert client.completions.create(**GREEDY).choices[0].text
 
 
 def test_sixty_four_gate_vectors_at_once(live, alone):
