@@ -58,10 +58,12 @@ export function short(value, digits = 3) {
 /** The last call of a burst, `delay` milliseconds after it. */
 export function debounced(call, delay) {
   let timer;
-  return (...values) => {
+  const later = (...values) => {
     clearTimeout(timer);
     timer = setTimeout(() => call(...values), delay);
   };
+  later.cancel = () => clearTimeout(timer);
+  return later;
 }
 
 export function mean(values) {

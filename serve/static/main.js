@@ -156,6 +156,7 @@ function gatesChanged() {
 
 /** Asks for the routing of both columns; a newer call ends an older one. */
 async function showRouting() {
+  followed.cancel();
   routingAbort?.abort();
   const abort = new AbortController();
   routingAbort = abort;
