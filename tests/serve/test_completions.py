@@ -62,6 +62,7 @@ def test_response_has_openai_shape(post, checkpoint, tokenizer):
         "prompt_tokens": prompt_tokens,
         "completion_tokens": 12,
         "total_tokens": prompt_tokens + 12,
+        "prompt_tokens_details": {"cached_tokens": 0},
     }
 
 
