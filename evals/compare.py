@@ -99,10 +99,13 @@ class Comparison:
     def values_table(self) -> str:
         return markdown(["", *self.labels], self.rows)
 
-    def tests_table(self) -> str:
-        """One row a test; differences in percentage points, or bits per byte."""
+    def tests_rows(self) -> tuple[list[str], list[list[str]]]:
+        """Header and a row a test; differences in percentage points, or bits per byte."""
         header = ["metric", "runs", "difference [95 %]", "won, lost", "p", "p, Holm", "detectable"]
-        return markdown(header, [_test_row(test) for test in self.tests])
+        return header, [_test_row(test) for test in self.tests]
+
+    def tests_table(self) -> str:
+        return markdown(*self.tests_rows())
 
     def text(self) -> str:
         parts = [self.values_table()]
