@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import Any
@@ -13,9 +13,15 @@ from fastapi.routing import APIRoute
 from pydantic_core import from_json
 from starlette.types import ASGIApp
 
+from serve.auth import ApiKeys, KeyMiddleware
 from serve.chat_schemas import ChatRequest, ChatResponse
 from serve.errors import error_responses, install_error_handlers
+from serve.metrics import CONTENT_TYPE as METRICS_TYPE
 from serve.observer import Observer
+from serve.page import page_router
+from serve.recursive import RecursiveService
+from serve.recursive_schemas import RecursiveRequest, RecursiveResponse
+from serve.routing import routing_routes
 from serve.schemas import (
     CompletionRequest,
     CompletionResponse,
@@ -25,6 +31,7 @@ from serve.schemas import (
     Ready,
 )
 from serve.service import CompletionService
+from serve.settings import RecursiveSettings
 from serve.tracing import Tracing
 
 MAX_BODY_BYTES = 4 << 20
@@ -72,12 +79,16 @@ class StrictRoute(APIRoute):
 class Application(FastAPI):
     """FastAPI inside `Tracing`, with an OpenAPI document that says what is true."""
 
-    def __init__(self, observer: Observer, **arguments: Any) -> None:
+    def __init__(self, observer: Observer, keys: ApiKeys | None, **arguments: Any) -> None:
         super().__init__(**arguments)
         self._observer = observer
+        self._keys = keys
 
     def build_middleware_stack(self) -> ASGIApp:
-        return Tracing(super().build_middleware_stack(), self._observer)
+        app = super().build_middleware_stack()
+        if self._keys:
+            app = KeyMiddleware(app, self._keys)
+        return Tracing(app, self._observer)
 
     def openapi(self) -> dict[str, Any]:
         document = super().openapi()
@@ -89,25 +100,41 @@ class Application(FastAPI):
         return document
 
 
-def create_app(service: CompletionService, drain_s: float = 0.0) -> FastAPI:
+def create_app(
+    service: CompletionService,
+    drain_s: float = 0.0,
+    keys: ApiKeys | None = None,
+    metrics: Callable[[], Awaitable[bytes]] | None = None,
+    recursive: RecursiveSettings | None = None,
+) -> FastAPI:
     """Builds the application.
 
     Args:
         service: closed when the application shuts down.
         drain_s: seconds that requests under way then have.
+        keys: if there are any, every route but the open ones asks for one.
+        metrics: gives the text of GET /metrics; None leaves the route out.
+        recursive: limits of sessions over long texts; the defaults if left out.
     """
+    sessions = RecursiveService(service, recursive or RecursiveSettings.model_validate({}))
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
+        sessions.close()
         await asyncio.to_thread(service.close, drain_s)
 
     app = Application(
-        service.observer, title="mhc-gates", lifespan=lifespan, redirect_slashes=False
+        service.observer, keys, title="mhc-gates", lifespan=lifespan, redirect_slashes=False
     )
     install_error_handlers(app)
     app.include_router(_generation(service))
+    app.include_router(_sessions(sessions))
     app.include_router(_description(service))
+    app.include_router(page_router())
+    app.include_router(routing_routes(service, APIRouter(route_class=StrictRoute)))
+    if metrics is not None:
+        app.include_router(_metrics(metrics))
     return app
 
 
@@ -127,6 +154,19 @@ def _generation(service: CompletionService) -> APIRouter:
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
         """Answers a conversation; `gates` steers the routing of this request."""
         return await service.chat(body, request)
+
+    return router
+
+
+def _sessions(sessions: RecursiveService) -> APIRouter:
+    router = APIRouter(route_class=StrictRoute)
+
+    @router.post(
+        "/v1/recursive", responses=_responses(RecursiveResponse, 502), response_class=Response
+    )
+    async def recursive(body: RecursiveRequest, request: Request) -> Response:
+        """Answers a question about a text that may be far longer than the context."""
+        return await sessions.answer(body, request)
 
     return router
 
@@ -158,8 +198,31 @@ def _description(service: CompletionService) -> APIRouter:
     return router
 
 
-def _responses(model: type[Any]) -> dict[int | str, dict[str, Any]]:
+def _metrics(metrics: Callable[[], Awaitable[bytes]]) -> APIRouter:
+    router = APIRouter()
+
+    @router.get(
+        "/metrics",
+        responses={
+            200: {"content": {"text/plain": {"schema": {"type": "string"}}}},
+            **error_responses(401, 500),
+        },
+        response_class=Response,
+    )
+    async def prometheus() -> Response:
+        """Metrics of all replicas, in Prometheus's text format."""
+        return Response(await metrics(), media_type=METRICS_TYPE)
+
+    return router
+
+
+def _responses(model: type[Any], *statuses: int) -> dict[int | str, dict[str, Any]]:
     """Of a route that answers with JSON or, where asked to stream, with events."""
-    events = {"text/event-stream": {"schema": {"type": "string"}}}
+    event = {
+        "type": "object",
+        "properties": {"data": {"type": "string", "description": "a chunk, an error or [DONE]"}},
+        "required": ["data"],
+    }
+    events = {"text/event-stream": {"itemSchema": event}}
     answer = {"model": model, "description": "the answer, or its stream", "content": events}
-    return {200: answer, **error_responses(*_GENERATION_ERRORS)}
+    return {200: answer, **error_responses(*_GENERATION_ERRORS, *statuses)}

@@ -19,12 +19,17 @@ from pydantic_core import PydanticCustomError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from mhc_model.errors import DataError, EngineError, GateError, MHCError
+from mhc_model.errors import (
+    DataError,
+    EndpointError,
+    EngineError,
+    GateError,
+    MHCError,
+    SessionError,
+)
+from serve.envelope import RETRY_AFTER_S, UNAVAILABLE_RETRY_AFTER_S, error_body, error_type
 
 MAX_MESSAGE = 2000
-RETRY_AFTER_S = 1
-# Time for another replica to start, or for Serve's proxy to hear that this one stops.
-UNAVAILABLE_RETRY_AFTER_S = 5
 CLIENT_CLOSED_REQUEST = 499  # nginx's; never sent, only recorded
 
 
@@ -71,29 +76,22 @@ class APIError(MHCError):
 
     @property
     def type(self) -> str:
-        if self.status == HTTPStatus.TOO_MANY_REQUESTS:
-            return "rate_limit_error"
-        return "server_error" if self.status >= 500 else "invalid_request_error"
+        return error_type(self.status)
 
-    def envelope(self) -> dict[str, Any]:
+    def envelope(self) -> dict[str, dict[str, str | None]]:
         """The body."""
-        detail = ErrorDetail(
-            message=_shortened(self.message),
-            type=self.type,
-            param=None if self.param is None else _shortened(self.param),
-            code=self.code,
-        )
-        return ErrorResponse(error=detail).model_dump()
+        param = None if self.param is None else _shortened(self.param)
+        return error_body(self.status, _shortened(self.message), param, self.code)
 
     def response(self) -> JSONResponse:
         return JSONResponse(self.envelope(), status_code=self.status, headers=self.headers)
 
 
-def overloaded(limit: int) -> APIError:
+def overloaded(limit: int, what: str = "prompts") -> APIError:
     """429: the queue is full."""
     return APIError(
         HTTPStatus.TOO_MANY_REQUESTS,
-        f"the server holds {limit} prompts and takes no more now; try again in {RETRY_AFTER_S} s",
+        f"the server holds {limit} {what} and takes no more now; try again in {RETRY_AFTER_S} s",
         code="server_overloaded",
         headers={"Retry-After": str(RETRY_AFTER_S)},
     )
@@ -126,7 +124,9 @@ def as_api_error(error: Exception) -> APIError:
             return error
         case GateError():
             return APIError(HTTPStatus.BAD_REQUEST, str(error), "gates", "invalid_gates")
-        case EngineError() | DataError():
+        case EndpointError():
+            return APIError(HTTPStatus.BAD_GATEWAY, str(error), "endpoint", "endpoint_failed")
+        case EngineError() | DataError() | SessionError():
             return APIError(HTTPStatus.BAD_REQUEST, str(error))
         case RequestValidationError():
             return _validation_error(error)

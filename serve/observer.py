@@ -101,3 +101,26 @@ class SilentObserver:
 
     def load(self, stats: EngineStats, pending: int) -> None:
         pass
+
+
+class Observers:
+    """Tells several observers, one after the other."""
+
+    def __init__(self, *observers: Observer) -> None:
+        self._observers = observers
+
+    def accepted(self, request_id: str, route: str, samples: int) -> None:
+        for observer in self._observers:
+            observer.accepted(request_id, route, samples)
+
+    def first_token(self, request_id: str, route: str, ttft_s: float) -> None:
+        for observer in self._observers:
+            observer.first_token(request_id, route, ttft_s)
+
+    def finished(self, record: RequestRecord) -> None:
+        for observer in self._observers:
+            observer.finished(record)
+
+    def load(self, stats: EngineStats, pending: int) -> None:
+        for observer in self._observers:
+            observer.load(stats, pending)

@@ -124,6 +124,20 @@ class Preparer:
         )
         return self._prepared(body, [prompt], [sampling], [0])
 
+    def prompt_and_gates(
+        self, prompt: str | list[int], gates: object
+    ) -> tuple[list[int], Tensor | None, GatesSource | None]:
+        """Tokens of one prompt, its gates, (2L,) or None for a plain model, and their source.
+
+        Raises:
+            APIError, GateError, DataError: all of them are the caller's fault.
+        """
+        tokens = self._tokens(prompt)
+        self._check_tokens(tokens)
+        self._check_context(len(tokens), 0)
+        rows, source = self._gates(gates, [tokens])
+        return tokens, rows[0], source
+
     def _prepared(
         self,
         body: GenerationRequest,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from http import HTTPStatus
 from typing import TypeVar
 
@@ -16,7 +17,9 @@ from fastapi import Request, Response
 from mhc_model.engine import Engine
 from mhc_model.errors import ConfigError
 from mhc_model.policy import GatePolicy
+from mhc_model.recursion.model import token_embedder
 from mhc_model.request import Completion
+from mhc_model.tokenizer import Tokenizer
 from serve.answers import Answer, ChatAnswer, CompletionAnswer, Served
 from serve.batcher import Batcher
 from serve.calls import EngineCall, on_disconnect
@@ -70,16 +73,18 @@ class CompletionService:
             )
         if policy is not None:
             check_policy(policy, engine.checkpoint_hash)
+        self.config = engine.model.config
         self.observer: Observer = SilentObserver() if observer is None else observer
         self._names = {model_name, engine.checkpoint_hash, *aliases}
-        self._timeout_s = request_timeout_s
-        self._served = Served(
+        self.timeout_s = request_timeout_s
+        self.embedder = token_embedder(engine.model, engine.tokenizer)
+        self.served = Served(
             model_name, engine.checkpoint_hash, engine.tokenizer, TokenNames(engine.tokenizer)
         )
-        self._card = _card(engine, model_name, policy is not None)
+        self.card = _card(engine, model_name, policy is not None)
         capacity = engine.max_batch + max_queue
         template = ChatTemplate.default() if chat_template is None else chat_template
-        self._preparer = Preparer(engine, engine.tokenizer, capacity, policy, template)
+        self.preparer = Preparer(engine, engine.tokenizer, capacity, policy, template)
         self._batcher = Batcher(engine, max_queue, self.observer.load)
 
     def close(self, drain_s: float = 0.0) -> None:
@@ -95,6 +100,29 @@ class CompletionService:
         """Why the engine no longer runs; None while it does."""
         return self._batcher.failure
 
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.served.tokenizer
+
+    @property
+    def context(self) -> int:
+        """Most tokens of a prompt and its completion together."""
+        return self.card.max_model_len
+
+    @property
+    def capacity(self) -> int:
+        """Samples that are accepted at a time."""
+        return self._batcher.capacity
+
+    def submit(self, body: CompletionRequest) -> tuple[Prepared, Future[list[Completion]]]:
+        """Prepares and queues prompts of the server's own, such as a session's; in any thread.
+
+        Raises:
+            APIError, GateError, EngineError, DataError: as `complete`.
+        """
+        prepared = self.preparer.completion(body)
+        return prepared, self._batcher.submit(prepared.requests)
+
     async def complete(self, body: CompletionRequest, request: Request) -> Response:
         """Answers POST /v1/completions.
 
@@ -108,15 +136,15 @@ class CompletionService:
         """
         self.check_model(body.model)
         # Tokenising and the policy take milliseconds of CPU: not on the event loop.
-        prepared = await asyncio.to_thread(self._preparer.completion, body)
-        answer = CompletionAnswer(self._served, body, prepared)
+        prepared = await asyncio.to_thread(self.preparer.completion, body)
+        answer = CompletionAnswer(self.served, body, prepared)
         return await self._answer(answer, prepared, body.stream, request)
 
     async def chat(self, body: ChatRequest, request: Request) -> Response:
         """Answers POST /v1/chat/completions, as `complete`."""
         self.check_model(body.model)
-        prepared = await asyncio.to_thread(self._preparer.chat, body)
-        answer = ChatAnswer(self._served, body, prepared)
+        prepared = await asyncio.to_thread(self.preparer.chat, body)
+        answer = ChatAnswer(self.served, body, prepared)
         return await self._answer(answer, prepared, body.stream, request)
 
     async def run(self, function: Callable[[Engine], T]) -> T:
@@ -128,13 +156,13 @@ class CompletionService:
         """
         waiting = asyncio.wrap_future(self._batcher.run(function))
         try:
-            return await asyncio.wait_for(waiting, self._timeout_s)
+            return await asyncio.wait_for(waiting, self.timeout_s)
         except TimeoutError:
-            raise timed_out(self._timeout_s) from None
+            raise timed_out(self.timeout_s) from None
 
     def models(self) -> ModelList:
         """Answers GET /v1/models."""
-        return ModelList(data=[self._card])
+        return ModelList(data=[self.card])
 
     def model(self, name: str) -> ModelCard:
         """Answers GET /v1/models/{model}.
@@ -143,7 +171,7 @@ class CompletionService:
             APIError: 404 for a name that requests may not give either.
         """
         self.check_model(name)
-        return self._card
+        return self.card
 
     def health(self) -> Health:
         """Answers GET /health.
@@ -155,8 +183,8 @@ class CompletionService:
             raise unavailable(self.failure)
         active = self._batcher.active
         return Health(
-            model=self._served.model,
-            checkpoint=self._served.checkpoint,
+            model=self.served.model,
+            checkpoint=self.served.checkpoint,
             active=active,
             waiting=max(0, self._batcher.pending - active),
         )
@@ -181,7 +209,7 @@ class CompletionService:
         if name is not None and name not in self._names:
             raise APIError(
                 HTTPStatus.NOT_FOUND,
-                f"model {name!r} is not served here; use {self._served.model!r} or leave the "
+                f"model {name!r} is not served here; use {self.served.model!r} or leave the "
                 f"field out",
                 "model",
                 "model_not_found",
@@ -194,7 +222,7 @@ class CompletionService:
         trace.prompt_tokens = prepared.prompt_tokens
         trace.gates_hash = prepared.gates_hash
         trace.gates_source = prepared.gates_source
-        call = EngineCall(self._batcher, prepared.requests, self._timeout_s)
+        call = EngineCall(self._batcher, prepared.requests, self.timeout_s)
         trace.accepted(prepared.samples)
         if stream:
             return EventStream(call, answer, trace)

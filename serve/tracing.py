@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import MutableMapping
 from typing import Any
 
@@ -12,6 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.errors import CLIENT_CLOSED_REQUEST
 from serve.observer import Observer, Outcome, RequestRecord
+from serve.request_id import request_id_of
 
 _OUTCOMES: dict[int, Outcome] = {
     429: "overloaded",
@@ -34,7 +34,7 @@ class RequestTrace:
     """
 
     def __init__(self, scope: Scope, observer: Observer) -> None:
-        self.id = f"req-{uuid.uuid4().hex}"
+        self.id = request_id_of(scope["headers"])
         self.samples = 0
         self.prompt_tokens = 0
         self.completion_tokens = 0

@@ -5,8 +5,10 @@ from mhc_model.recursion.index import Embedder, TextIndex
 from mhc_model.recursion.model import CancelToken, EngineModel, Generated, LanguageModel
 from mhc_model.recursion.program import run_program
 from mhc_model.recursion.prompts import Prompts
-from mhc_model.recursion.session import Answer, Session
+from mhc_model.recursion.session import Session
 from mhc_model.recursion.settings import SessionSettings
+from mhc_model.recursion.sizes import index_for
+from mhc_model.recursion.strategy import Answer
 from mhc_model.recursion.text import Passage
 from mhc_model.recursion.transcript import Step
 
@@ -24,5 +26,6 @@ __all__ = [
     "SessionSettings",
     "Step",
     "TextIndex",
+    "index_for",
     "run_program",
 ]

@@ -1,7 +1,7 @@
 """`python -m mhc_model recurse --checkpoint DIR --text FILE --question ...`: one session.
 
-Prints the answer; what was spent and how it ended go to stderr. With --json all of it is one JSON
-object on stdout, transcript included.
+Prints the answer; what was spent and how it ended go to stderr. With --json-output all of it is
+one JSON object on stdout, transcript included.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from mhc_model.engine import Engine
 from mhc_model.errors import ConfigError, DataError
 from mhc_model.recursion.endpoint import EndpointModel
 from mhc_model.recursion.model import EngineModel, LanguageModel
 from mhc_model.recursion.program import run_program
-from mhc_model.recursion.session import Answer, Session
+from mhc_model.recursion.session import Session
 from mhc_model.recursion.settings import SessionSettings
 from mhc_model.recursion.sizes import index_for
+from mhc_model.recursion.strategy import Answer
 from mhc_model.settings import parse_command_line
 
 KEY_VARIABLE = "MHC_ENDPOINT_KEY"
@@ -32,7 +33,7 @@ class RecurseSettings(SessionSettings):
     """A text, a question, and the model that reads."""
 
     text: str = Field(description="file of UTF-8 text, plain or .gz")
-    question: str = Field("", description="what to ask; a program may do without")
+    question: str = Field("", description="what to ask, if there is no program")
     program: str | None = Field(
         None, description="file with a program of verbs to run instead of the default strategy"
     )
@@ -51,20 +52,13 @@ class RecurseSettings(SessionSettings):
     max_batch: int = Field(32, ge=1, description="prompts that the engine decodes at a time")
     json_output: bool = Field(False, description="print one JSON object, transcript included")
 
-    @model_validator(mode="after")
-    def _complete(self) -> RecurseSettings:
-        if (self.checkpoint is None) == (self.endpoint is None):
-            raise ValueError("give either checkpoint or endpoint")
-        if not self.question.strip() and self.program is None:
-            raise ValueError("give a question, or a program")
-        return self
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns 0 if there is an answer, 1 if there is none."""
     settings = parse_command_line(
         RecurseSettings, "python -m mhc_model recurse", __doc__ or "", argv
     )
+    _check(settings)
     text = read_text(settings.text)
     program = None if settings.program is None else read_text(settings.program)
     model = _model(settings)
@@ -72,6 +66,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     answer = session.ask(settings.question) if program is None else run_program(session, program)
     _print(session, answer, settings.json_output)
     return 0 if answer.text is not None else 1
+
+
+def _check(settings: RecurseSettings) -> None:
+    if (settings.checkpoint is None) == (settings.endpoint is None):
+        raise ConfigError("give either --checkpoint or --endpoint: one model reads")
+    if (settings.program is None) == (not settings.question.strip()):
+        raise ConfigError("give either --question or --program")
 
 
 def read_text(path: str) -> str:
@@ -93,9 +94,9 @@ def _model(settings: RecurseSettings) -> LanguageModel:
     if settings.endpoint is not None:
         key = os.environ.get(KEY_VARIABLE)
         return EndpointModel(settings.endpoint, settings.model, key, settings.context)
-    if settings.checkpoint is None:
-        raise ConfigError("give a checkpoint")
-    engine = Engine.from_checkpoint(settings.checkpoint, settings.max_batch, device=settings.device)
+    engine = Engine.from_checkpoint(
+        settings.checkpoint or "", settings.max_batch, device=settings.device
+    )
     return EngineModel(engine)
 
 

@@ -23,15 +23,16 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from mhc_model.errors import BudgetError, CancelledError, ProgramError
+from mhc_model.recursion import functions
 from mhc_model.recursion.prompts import answered
-from mhc_model.recursion.session import Answer, FinishReason, Session
+from mhc_model.recursion.session import Session
+from mhc_model.recursion.strategy import Answer, FinishReason
 from mhc_model.recursion.text import Passage
 
 MAX_PROGRAM = 8192  # characters
 MAX_NODES = 2000
 MAX_NESTING = 40
 MAX_WORK = 500_000  # one a node evaluated, one an item of a list made, one per 64 characters made
-MAX_STRING = 200_000  # characters of one value
 MAX_ITEMS = 5000  # of one list
 MAX_NUMBER = 1 << 53
 _CHARACTERS_PER_WORK = 64
@@ -107,13 +108,13 @@ class Interpreter:
         self._functions: dict[str, Callable[..., Any]] = {
             **{verb: getattr(session, verb) for verb in VERBS},
             "ask": self._ask,
-            "answered": _answered,
-            "len": _len,
-            "min": _least,
-            "max": _greatest,
-            "sorted": _sorted,
-            "join": _join,
-            "str": _text,
+            "answered": functions.tells,
+            "len": functions.length,
+            "min": functions.least,
+            "max": functions.greatest,
+            "sorted": functions.sort,
+            "join": functions.join,
+            "str": functions.as_text,
         }
 
     def run(self, program: ast.Module) -> Any:
@@ -160,10 +161,9 @@ class Interpreter:
         while pending:
             match pending.pop():
                 case str() as text:
-                    if len(text) > MAX_STRING:
-                        raise _refusal(
-                            node, f"a text has {len(text)} characters; at most {MAX_STRING}"
-                        )
+                    size, most = len(text), functions.MAX_STRING
+                    if size > most:
+                        raise _refusal(node, f"a text has {size} characters; at most {most}")
                     self._charge(node, len(text) // _CHARACTERS_PER_WORK)
                 case list() as items:
                     if len(items) > MAX_ITEMS:
@@ -234,15 +234,15 @@ class Interpreter:
     def _holds(self, node: ast.Compare, sign: ast.cmpop, left: Any, right: Any) -> bool:
         if isinstance(sign, ast.In | ast.NotIn):
             both_texts = isinstance(left, str) and isinstance(right, str)
-            if not both_texts and not (isinstance(right, list) and _is_scalar(left)):
+            if not both_texts and not (isinstance(right, list) and functions.is_scalar(left)):
                 raise _refusal(node, "`in` looks for a text in a text, or a value in a list")
             self._charge(node, len(right) // (_CHARACTERS_PER_WORK if both_texts else 1))
             return (left in right) == isinstance(sign, ast.In)
         if type(sign) not in _COMPARISONS:
             raise _refusal(node, f"{type(sign).__name__} is not allowed")
-        if not (_is_scalar(left) and _is_scalar(right)):
+        if not (functions.is_scalar(left) and functions.is_scalar(right)):
             raise _refusal(node, "only texts, numbers, True, False and None can be compared")
-        if isinstance(sign, _ORDERED) and not _same_kind([left, right]):
+        if isinstance(sign, _ORDERED) and not functions.same_kind([left, right]):
             raise _refusal(node, "numbers compare with numbers, texts with texts")
         for side in (left, right):
             self._charge(node, len(side) // _CHARACTERS_PER_WORK if isinstance(side, str) else 0)
@@ -330,7 +330,7 @@ class Interpreter:
             self._sized(node, value)  # the function reads it
         try:
             return self._sized(node, function(*arguments, **named))
-        except _FunctionError as error:
+        except functions.FunctionError as error:
             raise _refusal(node, str(error)) from None
 
     def _ask(self, question: str, start: int = 0, end: int | None = None) -> str:
@@ -343,73 +343,8 @@ class Interpreter:
         return answer.text if answer.text is not None else "not found"
 
 
-class _FunctionError(Exception):
-    """A function was given what it does not take; the interpreter adds the line."""
-
-
 def _refusal(node: ast.AST, message: str) -> ProgramError:
     return ProgramError(f"line {getattr(node, 'lineno', 1)}: {message}")
-
-
-def _is_scalar(value: Any) -> bool:
-    return value is None or isinstance(value, str | int | float)
-
-
-def _same_kind(values: list[Any]) -> bool:
-    return all(isinstance(value, str) for value in values) or all(
-        isinstance(value, int | float) for value in values
-    )
-
-
-def _comparable(name: str, values: tuple[Any, ...]) -> list[Any]:
-    items = values[0] if len(values) == 1 and isinstance(values[0], list) else list(values)
-    if not items or not _same_kind(items):
-        raise _FunctionError(f"{name} takes numbers, or texts, at least one of them")
-    return items
-
-
-def _least(*values: Any) -> Any:
-    return min(_comparable("min", values))
-
-
-def _greatest(*values: Any) -> Any:
-    return max(_comparable("max", values))
-
-
-def _sorted(values: list[Any], reverse: bool = False) -> list[Any]:
-    if values == []:
-        return []
-    return sorted(_comparable("sorted", (values,)), reverse=bool(reverse))
-
-
-def _answered(text: str) -> bool:
-    if not isinstance(text, str):
-        raise _FunctionError("answered takes a text")
-    return answered(text)
-
-
-def _len(value: Any) -> int:
-    if not isinstance(value, str | list):
-        raise _FunctionError("len takes a text or a list")
-    return len(value)
-
-
-def _join(separator: str, texts: list[str]) -> str:
-    if not isinstance(separator, str) or not isinstance(texts, list):
-        raise _FunctionError("join takes a separator and a list of texts")
-    if not all(isinstance(text, str) for text in texts):
-        raise _FunctionError("join takes texts; make them with str")
-    if sum(map(len, texts)) + len(separator) * len(texts) > MAX_STRING:
-        raise _FunctionError(f"join makes a text of more than {MAX_STRING} characters")
-    return separator.join(texts)
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, Passage):
-        return value.text
-    if not _is_scalar(value):
-        raise _FunctionError("str takes a number, a text or a passage")
-    return str(value)
 
 
 def _plain(value: Any) -> Any:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from mhc_model.errors import BudgetError, CancelledError, MHCError, SessionError
 from mhc_model.recursion.calls import Calls, Usage
@@ -21,35 +21,14 @@ from mhc_model.recursion.index import SearchMode, TextIndex
 from mhc_model.recursion.model import CancelToken, Gates, LanguageModel
 from mhc_model.recursion.prompts import NOT_FOUND, answered
 from mhc_model.recursion.settings import SessionSettings
+from mhc_model.recursion.strategy import Answer, FinishReason, Strategy
 from mhc_model.recursion.text import Passage, Unit
 from mhc_model.recursion.transcript import Step, Transcript, recorded
 
 Source = Passage | str | Sequence[int]
 """What can be read: a passage, a range of characters (start, end), or a text of the caller's."""
 
-FinishReason = Literal["answered", "not_found", "budget", "cancelled"]
-
 MAX_QUESTION = 2000  # characters
-
-
-@dataclass(frozen=True)
-class Answer:
-    """How a question ended.
-
-    Attributes:
-        text: the answer; None if there is none.
-        finish_reason: "answered"; "not_found" if all was read and nothing said it; "budget" if
-            tokens ran out first; "cancelled".
-        passages: what search found for it.
-        read: chunks that the model read after the passages, and how many there are.
-        detail: what ended it, where it did not end by itself.
-    """
-
-    text: str | None
-    finish_reason: FinishReason
-    passages: tuple[Passage, ...] = ()
-    read: tuple[int, int] = (0, 0)
-    detail: str | None = None
 
 
 @dataclass
@@ -193,75 +172,12 @@ class Session:
         with self._step("ask", question=question, start=start, end=end) as step:
             _check_question(question)
             try:
-                answer = self._ask(question, self._range(start, end))
+                answer = Strategy(self, self._calls, question).ask(self._range(start, end))
             except (BudgetError, CancelledError) as error:
                 reason: FinishReason = "budget" if isinstance(error, BudgetError) else "cancelled"
                 answer = Answer(None, reason, detail=str(error))
             step.result = answer.text if answer.text is not None else answer.finish_reason
         return answer
-
-    def _ask(self, question: str, whole: Passage) -> Answer:
-        if self._calls.fits(self._prompt(question, whole)):
-            text = self.query(question, whole)
-            return Answer(text, "answered") if answered(text) else Answer(None, "not_found")
-        hits = self.search(question, start=whole.start, end=whole.end)
-        affordable = self._affordable(question, hits)
-        if hits and not affordable:
-            self._calls.complete([self._prompt(question, hits[0])])  # raises: it is too dear
-        found = self._found(question, affordable)
-        if found is not None:
-            return Answer(found, "answered", tuple(hits))
-        if len(affordable) < len(hits):
-            return Answer(None, "budget", tuple(hits), detail="not all passages could be read")
-        return self._widen(question, whole, hits)
-
-    def _widen(self, question: str, whole: Passage, hits: list[Passage]) -> Answer:
-        """Reads the chunks of the range, best ranked first, as far as the budget goes."""
-        chunks = self._calls.chunk(question, self.text, whole.start, whole.end)
-        ranked = self._ranked(question, whole, chunks)
-        affordable = self._affordable(question, ranked)
-        read = (len(affordable), len(chunks))
-        found = self._found(question, affordable)
-        if found is not None:
-            return Answer(found, "answered", tuple(hits), read)
-        if len(affordable) == len(chunks):
-            return Answer(None, "not_found", tuple(hits), read)
-        detail = f"the budget covers {len(affordable)} of {len(chunks)} chunks"
-        return Answer(None, "budget", tuple(hits), read, detail)
-
-    def _found(self, question: str, sources: Sequence[Passage]) -> str | None:
-        partial = self.map(question, sources) if sources else []
-        telling = [answer for answer in partial if answered(answer)]
-        if not telling:
-            return None
-        try:
-            return self.reduce(question, telling)
-        except BudgetError:
-            return telling[
-                0
-            ]  # from the best ranked source; to have read it is worth more than none
-
-    def _affordable(self, question: str, sources: Sequence[Passage]) -> list[Passage]:
-        """The first sources that the budget covers, with what it takes to reduce their answers."""
-        kept: list[Passage] = []
-        spare = self.usage.left - self._calls.cost([self.settings.prompts.of_answers(question, [])])
-        for source in sources:
-            cost = self._calls.cost([self._prompt(question, source)]) + self.settings.max_tokens
-            if cost > spare or len(kept) == self.settings.max_sources:
-                break
-            spare -= cost
-            kept.append(source)
-        return kept
-
-    def _ranked(self, question: str, whole: Passage, chunks: list[Passage]) -> list[Passage]:
-        """Chunks in the order in which search ranks the passages that they share most with."""
-        hits = self.index.search(question, 100, "hybrid", whole.start, whole.end)
-        rank = {id(chunk): len(hits) for chunk in chunks}
-        for position, hit in enumerate(hits):
-            shared = [min(c.end, hit.end) - max(c.start, hit.start) for c in chunks]
-            best = chunks[shared.index(max(shared))]
-            rank[id(best)] = min(rank[id(best)], position)
-        return sorted(chunks, key=lambda chunk: rank[id(chunk)])
 
     def _read(self, question: str, sources: Sequence[Source]) -> list[str]:
         """One answer a source, in one batch; sources that do not fit are cut, and reduced."""
@@ -337,9 +253,6 @@ class Session:
                     f"answers; lower max_tokens or shorten the question"
                 )
         return bundles
-
-    def _prompt(self, question: str, source: Passage) -> str:
-        return self._calls.query_prompt(question, source.text)
 
     def _range(self, start: int, end: int | None) -> Passage:
         return self.text.passage(start, len(self.text) if end is None else end)
