@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from evals.run import main
 from evals.tasks import document, load_problems
 from mhc_model.checkpoint import save_checkpoint
 from mhc_model.decoder import Decoder
@@ -64,3 +65,17 @@ def short_directory() -> Iterator[str]:
     directory = tempfile.mkdtemp(prefix="r-")
     yield directory
     shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def evaluate(checkpoints, tmp_path_factory):
+    """Runs the command in this process; returns the output directory."""
+
+    def run(name: str = "mhc", *arguments: str):
+        out = tmp_path_factory.mktemp("out")
+        defaults = ["--tasks", "gsm8k,bpb", "--limit", "8", "--max-tokens", "8", "--device", "cpu"]
+        line = ["--checkpoint", str(checkpoints[0] / name), "--out", str(out), *defaults]
+        assert main([*line, *arguments]) == 0
+        return out
+
+    return run

@@ -8,24 +8,8 @@ import pytest
 
 from evals.compare import compare
 from evals.compare import main as compare_main
-from evals.run import main
 from evals.statistics import holm, mcnemar_exact, minimal_detectable_effect
 from mhc_model.errors import ConfigError
-
-
-@pytest.fixture(scope="module")
-def evaluate(checkpoints, tmp_path_factory):
-    """Runs the command in this process; returns the output directory."""
-
-    def run(name: str = "mhc", *arguments: str):
-        out = tmp_path_factory.mktemp("out")
-        defaults = ["--tasks", "gsm8k,bpb", "--limit", "8", "--max-tokens", "8", "--device", "cpu"]
-        line = ["--checkpoint", str(checkpoints[0] / name), "--out", str(out), *defaults]
-        assert main([*line, *arguments]) == 0
-        return out
-
-    return run
-
 
 FIRST, SECOND = [True] * 5 + [False] * 3, [False] * 4 + [True] * 3 + [False]
 

@@ -17,20 +17,6 @@ from mhc_model.policy import GatePolicy, PolicyConfig
 
 
 @pytest.fixture(scope="module")
-def evaluate(checkpoints, tmp_path_factory):
-    """Runs the command in this process; returns the output directory."""
-
-    def run(name: str = "mhc", *arguments: str):
-        out = tmp_path_factory.mktemp("out")
-        defaults = ["--tasks", "gsm8k,bpb", "--limit", "8", "--max-tokens", "8", "--device", "cpu"]
-        line = ["--checkpoint", str(checkpoints[0] / name), "--out", str(out), *defaults]
-        assert main([*line, *arguments]) == 0
-        return out
-
-    return run
-
-
-@pytest.fixture(scope="module")
 def outs(evaluate):
     """plain, mHC with learned gates, mHC with closed gates."""
     return [evaluate("plain"), evaluate("mhc"), evaluate("mhc", "--gates", "0")]
