@@ -224,7 +224,9 @@ def local_task(name: str, data: str) -> ConfigurableTask:
 class HarnessSettings(Settings):
     """Configuration of `python -m evals.harness`."""
 
-    checkpoint: str = Field(description="checkpoint directory")
+    checkpoint: str = Field(
+        description="checkpoint or run directory; for hf any directory that transformers reads"
+    )
     tasks: tuple[str, ...] = Field(min_length=1, description="names of the harness's tasks")
     gates: str = Field("learned", description="as --gates of python -m evals; not for hf")
     backend: Literal["engine", "hf"] = Field(
@@ -282,7 +284,9 @@ def run(settings: HarnessSettings) -> dict[str, Any]:
 
 
 def _hf_arguments(settings: HarnessSettings) -> dict[str, Any]:
-    checkpoint = find_checkpoint(settings.checkpoint)
+    checkpoint = Path(settings.checkpoint)
+    if not (checkpoint / "config.json").exists():  # a run: its newest checkpoint
+        checkpoint = find_checkpoint(checkpoint)
     config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
     return {
         "pretrained": str(checkpoint),
