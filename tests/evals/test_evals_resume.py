@@ -13,6 +13,7 @@ import time
 import pytest
 
 import evals.gsm8k
+from evals.replicas import Replicas
 from evals.run import main
 from evals.store import SampleStore
 from mhc_model.errors import ConfigError, DataError
@@ -158,23 +159,34 @@ def test_damaged_files(tmp_path):
 
 
 @pytest.mark.ray
-def test_replicas_give_the_same_samples(line, tmp_path, short_directory):
+def test_replicas_give_the_same_samples(line, tmp_path, short_directory, monkeypatch):
     data = tmp_path / "data" / "arc_easy"
     data.mkdir(parents=True)
     rows = [json.dumps(row) for row in ARC_ROWS]
     rows.insert(2, '{"question": "no choices"}')
     (data / "test.jsonl").write_text("\n".join(rows) + "\n")
-    arc = [*line, "--tasks", "arc_easy", "--data", str(data.parent)]
+    arc = [*line, "--tasks", "arc_easy,sinkhorn", "--data", str(data.parent)]
+    arc += ["--sinkhorn-iterations", "1"]
     assert main(arc) == 0
     alone = [json.loads(row) for row in lines_of(tmp_path / "out")]
     malformed = results_of(tmp_path / "out")["tasks"]["arc_easy"]["malformed"]
     assert malformed == [
         f"{data / 'test.jsonl'} line 3 lacks 'choices': it must be an object with text and label"
     ]
+    dealt = []
+    deal = Replicas.run
+
+    def counted(self, items):
+        dealt.extend(item.id for item in items)
+        return deal(self, items)
+
+    monkeypatch.setattr(Replicas, "run", counted)
     temp = ["--ray.temp-dir", short_directory, "--ray.num-cpus", "2"]
     assert main([*arc, "--out", str(tmp_path / "two"), "--replicas", "2", *temp]) == 0
     both = [json.loads(row) for row in lines_of(tmp_path / "two")]
     assert [row["id"] for row in both] == [row["id"] for row in alone]
+    # The projection's variants are not what the replicas loaded: they run here.
+    assert dealt == [row["id"] for row in alone if row["task"] == "arc_easy"]
     for row, other in zip(both, alone, strict=True):
         assert row.pop("logprobs") == pytest.approx(other.pop("logprobs"), abs=1e-4)
         assert row == other
