@@ -37,11 +37,12 @@ def bits_per_byte(
     texts: Iterable[str],
     gates: GateValues | None = None,
     batch_size: int = 16,
+    context: int | None = None,
 ) -> float:
     """Bits that the model needs for each UTF-8 byte of the texts.
 
     Every token of a text is predicted once, from the tokens before it in its window: a text is cut
-    into windows of `max_seq_len` tokens, each after the document separator. So a long text's
+    into windows of `context` tokens, each after the document separator. So a long text's
     figure is a little higher than with a sliding window, and it is the same for every batch size.
 
     Args:
@@ -50,25 +51,28 @@ def bits_per_byte(
         texts: documents.
         gates: None (learned), whatever `expand_gates` takes, or (n_texts, 2L), one row a text.
         batch_size: windows at once.
+        context: tokens of a window; None takes the model's whole context.
 
     Raises:
         DataError: if the texts hold nothing, or batch_size is below 1.
         GateError: if the gates do not fit.
     """
     texts = list(texts)
-    windows = cut_windows(model, tokenizer, texts)
+    windows = cut_windows(model, tokenizer, texts, context)
     rows = gate_rows(gates, len(texts), model.config)
     nats = window_nats(model, tokenizer, windows, rows, batch_size)
     return sum(nats) / math.log(2.0) / sum(window.bytes for window in windows)
 
 
-def cut_windows(model: Decoder, tokenizer: Tokenizer, texts: Iterable[str]) -> list[Window]:
-    """All windows of the texts, in order.
+def cut_windows(
+    model: Decoder, tokenizer: Tokenizer, texts: Iterable[str], context: int | None = None
+) -> list[Window]:
+    """All windows of the texts, in order; `context` tokens each, None is the model's context.
 
     Raises:
         DataError: if the texts hold nothing.
     """
-    context = model.config.max_seq_len
+    context = model.config.max_seq_len if context is None else context
     lengths = tokenizer.token_byte_lengths()
     windows = []
     for text, content in enumerate(texts):
