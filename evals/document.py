@@ -32,7 +32,7 @@ class Document:
     def __init__(self, title: str, directory: Path) -> None:
         """Starts an empty report; `directory` is where pictures go, beside the report."""
         self.title = title
-        self.pictures = 0
+        self.pictures: list[Picture] = []
         self._directory = directory
         self._markdown = [f"# {title}"]
         self._html: list[str] = []
@@ -76,7 +76,7 @@ class Document:
 
     def picture(self, picture: Picture) -> None:
         """Writes its files; Markdown links the PNG, HTML holds the SVG."""
-        self.pictures += 1
+        self.pictures.append(picture)
         vector, _ = picture.save(self._directory)
         alt = f"{picture.title}. {picture.caption}"
         self._markdown.append(f"![{picture.title}]({self._directory.name}/{picture.name}.png)")

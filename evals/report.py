@@ -56,6 +56,7 @@ class ReportSettings(Settings):
     title: str = Field("mHC with gates: report", description="of the report")
     texts: int = Field(32, ge=1, description="evaluated problems that the routing analysis reads")
     device: str = Field("auto", description="of the routing analysis")
+    ascii: bool = Field(False, description="print the pictures as characters, too")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -69,7 +70,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"{Path(settings.out) / HTML}\n{Path(settings.out) / MARKDOWN}")
-    print(f"{document.pictures} pictures in {Path(settings.out) / PICTURES}")
+    print(f"{len(document.pictures)} pictures in {Path(settings.out) / PICTURES}")
+    if settings.ascii:
+        for picture in document.pictures:
+            print(f"\n{picture.title}. {picture.caption}\n{picture.text}")
     return 0
 
 

@@ -121,8 +121,11 @@ def test_html_is_self_contained_and_whole(report):
     assert text.count("<details>") == 11  # each has its twin of characters
 
 
-def test_the_same_runs_give_the_same_report(runs, report, tmp_path):
-    assert report_main([str(runs), "--out", str(tmp_path), "--device", "cpu"]) == 0
+def test_the_same_runs_give_the_same_report(runs, report, tmp_path, capsys):
+    assert report_main([str(runs), "--out", str(tmp_path), "--device", "cpu", "--ascii"]) == 0
+    printed = capsys.readouterr().out
+    for title in ("Loss and bits per byte", "H_res by layer", "Accuracy under fixed gates"):
+        assert title in printed
     for one in report.rglob("*.svg"):
         assert one.read_bytes() == (tmp_path / "pictures" / one.name).read_bytes()
     both = [(path / "report.html").read_text() for path in (report, tmp_path)]
