@@ -13,6 +13,8 @@ from mhc_model.errors import MHCError
 
 # Command -> its module and what it does. Modules are imported only when they are called.
 COMMANDS = {
+    "generate": ("mhc_model.side_by_side", "answers of checkpoints or gates, side by side"),
+    "inspect": ("mhc_model.inspection", "streams, gates and mixing of a checkpoint"),
     "recurse": ("mhc_model.recursion.command", "answer a question about a text of any length"),
 }
 
