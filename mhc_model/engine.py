@@ -1,8 +1,8 @@
 """Generation for a running batch in which every row has its own gates.
 
-Requests join and leave at any step (continuous batching): the active requests fill the first rows
-of one preallocated KV cache; a row that ends is replaced by the last one. Each step first prefills
-waiting requests into free rows, then decodes one token for every row that was there before.
+Requests join and leave at any step (continuous batching). Each step decodes one token for every row
+that generates, then reads a chunk of the prompts that are not yet read, so that a long prompt holds
+nobody up for longer than a chunk. Whoever finds no row, or no room in the cache, waits in line.
 
 Greedy output does not depend on who shares the batch, up to the rounding of batched matrix
 products: logits agree to 1e-4 in float32. Sampled output depends on the request's seed alone.
@@ -12,6 +12,7 @@ One thread drives an engine.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -21,18 +22,24 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mhc_model.cache import KVCache
+from mhc_model.batch import Batch, Drawn
+from mhc_model.cache import KVArena
 from mhc_model.checkpoint import load_checkpoint
 from mhc_model.decoder import Decoder
 from mhc_model.errors import EngineError
 from mhc_model.gates import expand_gates
-from mhc_model.request import Completion, FinishReason, Request, Timings
+from mhc_model.prefill import choose_chunks, score_prompts
+from mhc_model.prefix_cache import BLOCK, PrefixCache, block_names
+from mhc_model.request import MAX_SAMPLES, Completion, Delta, EngineStats, FinishReason, Request
 from mhc_model.row import Row
-from mhc_model.sampling import sample
 from mhc_model.tokenizer import Tokenizer
 
-# Prompts are prefilled together up to this padded size: it bounds the memory of a step.
-PREFILL_TOKENS = 16384
+PREFIX_CACHE_BYTES = 256 << 20
+# Prompt tokens read in a step beside rows that decode, and where none does.
+PREFILL_CHUNK = 512
+IDLE_PREFILL = 8192
+# Who waits for a beginning that another request is about to compute lets this many pass at most.
+MOST_PASSED = 64
 
 
 class Engine:
@@ -45,34 +52,57 @@ class Engine:
         max_batch: int = 32,
         max_seq_len: int | None = None,
         checkpoint_hash: str | None = None,
+        *,
+        kv_cache_bytes: int | None = None,
+        prefix_cache_bytes: int = PREFIX_CACHE_BYTES,
+        prefill_chunk: int = PREFILL_CHUNK,
     ) -> None:
         """Allocates the cache on the model's device.
 
         Args:
-            model: stays where it is; put into eval mode.
+            model: stays where it is; put into eval mode. Its weights must not change while the
+                engine uses it (or call `clear_prefix_cache`).
             tokenizer: gives completions their text, stop strings their meaning, and the token at
                 which a document ends.
-            max_batch: rows of the cache; further requests wait.
+            max_batch: rows of the batch; further requests wait.
             max_seq_len: positions of a row, prompt and completion; None takes the model's context.
             checkpoint_hash: the content hash of the weights, for results and logs.
+            kv_cache_bytes: memory for the keys and values of the batch; None is enough for
+                `max_batch` rows of `max_seq_len`. With less, rows are as long as the requests at
+                hand need, and as many as fit.
+            prefix_cache_bytes: memory for keys and values of prompts' beginnings, kept for later
+                requests with the same tokens and gates; 0 keeps none.
+            prefill_chunk: most prompt tokens read in a step while rows decode.
 
         Raises:
-            EngineError: if max_batch < 1 or max_seq_len is outside the context.
+            EngineError: if max_batch < 1, max_seq_len is outside the context, the budget does not
+                hold a single token, or prefill_chunk < 1.
         """
-        if max_batch < 1:
-            raise EngineError(f"max_batch is {max_batch}; it must be at least 1")
+        for name, value, least in (
+            ("max_batch", max_batch, 1),
+            ("prefill_chunk", prefill_chunk, 1),
+            ("prefix_cache_bytes", prefix_cache_bytes, 0),
+        ):
+            if value < least:
+                raise EngineError(f"{name} is {value}; it must be at least {least}")
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.checkpoint_hash = checkpoint_hash
         self.device = model.embedding.weight.device
-        self.cache = KVCache.allocate(
-            model.config, max_batch, max_seq_len, self.device, model.embedding.weight.dtype
-        )
         self.max_batch = max_batch
+        self.prefill_chunk = prefill_chunk
+        dtype = model.embedding.weight.dtype
+        self._arena = KVArena(
+            model.config, max_batch, max_seq_len, kv_cache_bytes, self.device, dtype
+        )
+        self._prefixes = PrefixCache(prefix_cache_bytes)
+        self._batch = Batch(max_batch, model.config.n_gates, self.device)
         self._waiting: deque[Row] = deque()
-        self._active: list[Row] = []
-        self._ids: set[str] = set()  # of all requests under way
+        self._reading: dict[bytes, Row] = {}  # blocks that a row is about to compute
+        self._samples: dict[str, int] = {}  # of all requests under way, those not finished
         self._cancelled: set[str] = set()
+        self._deltas: list[Delta] = []
+        self._stats = EngineStats()
         self._learned: Tensor | None = None
         if model.config.mhc is not None:
             self._learned = model.learned_gates().detach().cpu()
@@ -85,59 +115,95 @@ class Engine:
         max_seq_len: int | None = None,
         device: str = "auto",
         dtype: torch.dtype | None = None,
+        *,
+        kv_cache_bytes: int | None = None,
+        prefix_cache_bytes: int = PREFIX_CACHE_BYTES,
+        prefill_chunk: int = PREFILL_CHUNK,
     ) -> Engine:
         """An engine over a checkpoint or run directory; device "auto" is CUDA if there is one."""
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         loaded = load_checkpoint(path, device, dtype)
-        return cls(loaded.model, loaded.tokenizer, max_batch, max_seq_len, loaded.content_hash)
+        return cls(
+            loaded.model,
+            loaded.tokenizer,
+            max_batch,
+            max_seq_len,
+            loaded.content_hash,
+            kv_cache_bytes=kv_cache_bytes,
+            prefix_cache_bytes=prefix_cache_bytes,
+            prefill_chunk=prefill_chunk,
+        )
 
     @property
     def max_seq_len(self) -> int:
         """Longest prompt and completion together, in tokens."""
-        return self.cache.max_seq_len
+        return self._arena.max_seq_len
 
     @property
     def has_work(self) -> bool:
-        return bool(self._active or self._waiting)
+        return bool(self._waiting) or self.active > 0
 
     @property
     def active(self) -> int:
-        """Requests that hold a row."""
-        return len(self._active)
+        """Samples that hold a row."""
+        return len(self._batch.taken)
 
     @property
     def waiting(self) -> int:
-        """Requests that wait for a row."""
+        """Samples that wait for a row."""
         return len(self._waiting)
 
+    def stats(self) -> EngineStats:
+        """What the engine does now, and its counters."""
+        rows = self._batch.taken
+        prefilling = sum(row.prefilling for row in rows)
+        return dataclasses.replace(
+            self._stats,
+            waiting=len(self._waiting),
+            prefilling=prefilling,
+            decoding=len(rows) - prefilling,
+            kv_tokens=sum(row.length for row in rows),
+            kv_capacity=self._arena.positions,
+            prefix_cache_bytes=self._prefixes.size,
+        )
+
     def add(self, request: Request) -> str:
-        """Queues a request; it joins the batch at one of the next steps.
+        """Queues a request; its samples join the batch at one of the next steps.
 
         Returns:
             The request's id.
 
         Raises:
             EngineError: if the prompt is empty, has an unknown token id or does not fit with
-                max_tokens into the context, the id is in use, or stop strings lack a tokenizer.
+                max_tokens into the context, the id is in use, n is not 1 to 128, or stop strings
+                lack a tokenizer.
             GateError: if the gates are not what `expand_gates` takes, or the model is plain.
         """
         self._check(request)
+        gates = self._gates_of(request)
         stop_ids = set(request.sampling.stop_token_ids)
-        if self.tokenizer is not None:
+        if self.tokenizer is not None and not request.sampling.ignore_eos:
             stop_ids.add(self.tokenizer.eos_id)
-        self._ids.add(request.id)
-        self._waiting.append(Row(request, self._gates_of(request), frozenset(stop_ids)))
+        blocks = block_names(request.prompt, gates) if self._prefixes.capacity else []
+        self._samples[request.id] = request.n
+        for index in range(request.n):
+            row = Row(request, index, gates, frozenset(stop_ids))
+            row.blocks = blocks
+            self._waiting.append(row)
         return request.id
 
     def cancel(self, request_id: str) -> bool:
         """Ends a request at the next step with finish_reason "cancelled"; False if unknown."""
-        if request_id in self._ids:
+        if request_id in self._samples:
             self._cancelled.add(request_id)
-        return request_id in self._ids
+        return request_id in self._samples
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
-        """Runs requests to their end and returns their completions in the given order.
+        """Runs requests to their end.
+
+        Returns:
+            The completions in the order of the requests, and of the samples of each.
 
         Raises:
             EngineError, GateError: as `add`, and if others are under way; then none is queued.
@@ -151,26 +217,41 @@ class Engine:
             self._check(request)
         for request in requests:
             self.add(request)
-        done: dict[str, Completion] = {}
+        done: dict[tuple[str, int], Completion] = {}
         while self.has_work:
-            done.update((completion.request_id, completion) for completion in self.step())
-        return [done[request_id] for request_id in ids]
+            done.update(((each.request_id, each.index), each) for each in self.step())
+        return [done[request.id, index] for request in requests for index in range(request.n)]
+
+    def take_deltas(self) -> list[Delta]:
+        """What the samples of streamed requests have gained since the last call."""
+        deltas, self._deltas = self._deltas, []
+        return deltas
+
+    def clear_prefix_cache(self) -> None:
+        """Forgets the beginnings of prompts, as is needed after a change of the weights."""
+        self._prefixes.clear()
 
     @torch.inference_mode()
     def step(self) -> list[Completion]:
-        """Prefills what fits, decodes one token a row, and returns the requests that ended."""
+        """Decodes one token a row, reads a chunk of prompts, and returns the samples that ended."""
         finished = self._drop_cancelled()
-        decoding = len(self._active)
+        self._admit()
+        if not self._batch.taken:
+            return finished
+        self._count(steps=1)
+        decoding = [row for row in self._batch.taken if not row.prefilling]
         if decoding:
-            tokens = torch.tensor([[row.tokens[-1]] for row in self._active])
-            self._advance(0, decoding, tokens, [1] * decoding)
-        self._prefill()
-        for position in reversed(range(len(self._active))):
-            row = self._active[position]
+            self._decode(decoding)
+        reading = [row for row in self._batch.taken if row.prefilling]
+        if reading:
+            self._prefill(reading, self.prefill_chunk if decoding else IDLE_PREFILL)
+        for row in self._batch.taken:
+            if row.prefilling:
+                continue
             reason = row.finish_reason(self.tokenizer)
+            self._stream(row, final=reason is not None)
             if reason is not None:
                 finished.append(self._complete(row, reason))
-                self._remove(position)
         return finished
 
     def _check(self, request: Request) -> None:
@@ -190,9 +271,13 @@ class Engine:
                 f"{len(request.prompt)} prompt tokens and max_tokens "
                 f"{request.sampling.max_tokens} make {total}; the context is {self.max_seq_len}"
             )
+        if not isinstance(request.n, Integral) or not 1 <= request.n <= MAX_SAMPLES:
+            raise EngineError(
+                f"n is {request.n!r}; it must be a whole number of 1 to {MAX_SAMPLES}"
+            )
         if request.sampling.stop and self.tokenizer is None:
             raise EngineError("stop strings need a tokenizer; use stop_token_ids")
-        if request.id in self._ids:
+        if request.id in self._samples:
             raise EngineError(f"a request with the id {request.id!r} is under way")
         self._gates_of(request)
 
@@ -205,107 +290,179 @@ class Engine:
             return self._learned
         return expand_gates(request.gates, self.model.config.n_layers)
 
-    def _prefill(self) -> None:
-        """Moves waiting requests into free rows, several prompts in one padded batch."""
-        while self._waiting and len(self._active) < self.max_batch:
-            joining: list[Row] = []
-            longest = 0
-            while self._waiting and len(self._active) + len(joining) < self.max_batch:
-                candidate = len(self._waiting[0].request.prompt)
-                padded = max(longest, candidate) * (len(joining) + 1)
-                if joining and padded > PREFILL_TOKENS:
-                    break
-                longest = max(longest, candidate)
-                joining.append(self._waiting.popleft())
-            start = len(self._active)
-            self._active.extend(joining)
-            tokens = torch.zeros(len(joining), longest, dtype=torch.int64)
-            for position, row in enumerate(joining):
-                row.started = time.perf_counter()
-                tokens[position, : len(row.request.prompt)] = torch.tensor(row.request.prompt)
-            self.cache.lengths[start : len(self._active)] = 0
-            self._advance(
-                start, len(self._active), tokens, [len(row.request.prompt) for row in joining]
-            )
+    # Who gets a row
 
-    def _advance(self, start: int, stop: int, tokens: Tensor, counts: list[int]) -> None:
-        """Feeds tokens (r, t) to the rows start .. stop and draws the next token of each.
+    def _admit(self) -> None:
+        """Gives rows to those in front of the line, as far as there is room."""
+        passed: list[Row] = []
+        while self._waiting and self.active < self.max_batch:
+            row = self._waiting.popleft()
+            if len(passed) < MOST_PASSED and self._is_being_read(
+                row
+            ):  # soon all but its end comes from the prefix cache
+                passed.append(row)
+            elif not self._place(row):
+                passed.append(row)
+                break
+        self._waiting.extendleft(reversed(passed))
+        self._close_gaps()
 
-        `counts` says how many of the t tokens are the row's own; the rest is padding.
-        """
-        rows = self._active[start:stop]
-        cache = self.cache.slice(start, stop)
-        before = cache.lengths.clone()
-        gates = None
-        if self._learned is not None:
-            gates = torch.stack([row.gates for row in rows if row.gates is not None])
-            gates = gates.to(self.device)
-        hidden = self.model.hidden(tokens.to(self.device), gates, cache)
-        own = torch.tensor(counts)
-        cache.lengths.copy_(before + own)
-        last = hidden[torch.arange(len(rows)), (own - 1).to(self.device)]
-        logits = self.model.logits(last)
-        drawn = sample(logits, *self._sampling_tensors(rows))
-        logprobs = logits.log_softmax(dim=-1).gather(-1, drawn[:, None])[:, 0]
-        now = time.perf_counter()
-        for row, token, logprob in zip(rows, drawn.tolist(), logprobs.tolist(), strict=True):
-            row.append(token, logprob, now)
+    def _is_being_read(self, row: Row) -> bool:
+        """Whether blocks that it lacks are about to come into the prefix cache."""
+        missing = self._prefixes.match(row.blocks[: self._reusable(row)])
+        if missing == min(len(row.blocks), self._reusable(row)):
+            return False
+        return row.blocks[missing] in self._reading
 
-    def _sampling_tensors(self, rows: list[Row]) -> tuple[Tensor, ...]:
-        """temperature, top_k, top_p, seed and index of the rows, as `sample` takes them."""
-        parameters = [row.request.sampling for row in rows]
-        columns = (
-            torch.tensor([p.temperature for p in parameters], dtype=torch.float32),
-            torch.tensor([p.top_k for p in parameters]),
-            torch.tensor([p.top_p for p in parameters], dtype=torch.float32),
-            torch.tensor([p.seed for p in parameters]),
-            torch.tensor([len(row.tokens) for row in rows]),
-        )
-        return tuple(column.to(self.device) for column in columns)
+    def _reusable(self, row: Row) -> int:
+        """Blocks of a prompt that need not be computed even if all are in the prefix cache."""
+        scored = row.request.sampling.prompt_logprobs_from
+        # The last token is fed in any case: what follows it is drawn from its output.
+        tokens = len(row.prompt) - 1 if scored is None else min(len(row.prompt), scored) - 1
+        return max(0, tokens) // BLOCK
+
+    def _place(self, row: Row) -> bool:
+        """Gives a row of the batch and of the cache; False if there is none now."""
+        taken, arena = self._batch.taken, self._arena
+        limit, count = arena.limit_of(max(r.need for r in [*taken, row])), len(taken) + 1
+        if count > self.max_batch or not arena.fits(limit, count):
+            return False
+        if not arena.serves(limit, count):
+            self._close_gaps()
+            arena.lay_out(limit, len(taken))
+        slot = self._batch.free_slot()
+        self._batch.put(row, slot)
+        row.started = time.perf_counter()
+        known = row.blocks[: self._reusable(row)]
+        known = known[: self._prefixes.match(known)]
+        self._prefixes.load(known, arena.cache, slot)
+        row.filled = row.cached = len(known) * BLOCK
+        arena.cache.lengths[slot] = row.filled
+        for name in row.blocks[len(known) :]:
+            self._reading.setdefault(name, row)
+        self._count(prompt_tokens=len(row.prompt), cached_tokens=row.cached)
+        return True
+
+    def _close_gaps(self) -> None:
+        """Moves the last rows into empty slots: a step works on all up to the last one."""
+        taken = self._batch.taken
+        while taken:
+            last = taken.pop()
+            slot = self._batch.free_slot()
+            if last.slot is None or slot > last.slot:
+                return
+            self._arena.cache.copy_row(last.slot, slot, last.length)
+            self._batch.move(last, slot)
+
+    # What a step computes
+
+    def _decode(self, rows: Sequence[Row]) -> None:
+        """One token for every row; slots that do not decode are computed along and disregarded."""
+        batch, high = self._batch, self._batch.high
+        cache = self._arena.cache.slice(0, high, max(row.length for row in rows) + 1)
+        gates = None if batch.gates is None else batch.gates[:high]
+        hidden = self.model.hidden(batch.tokens[:high, None], gates, cache)
+        cache.lengths += batch.live[:high] - 1  # it counted one more for each
+        slots = slice(0, high)
+        drawn = batch.draw(self.model.logits(hidden[:, 0]), slots, batch.wanted(rows))
+        self._append(rows, drawn, [row.slot or 0 for row in rows])
+
+    def _prefill(self, reading: Sequence[Row], budget: int) -> None:
+        left = budget
+        while reading and left > budget // 4:  # a last small pass would cost more than it brings
+            rows, counts = choose_chunks(reading, left)
+            left -= len(rows) * max(counts)
+            self._read(rows, counts)
+            reading = [row for row in reading if row.prefilling]
+
+    def _read(self, rows: Sequence[Row], counts: Sequence[int]) -> None:
+        """Feeds the next `counts` tokens of the prompts of rows, and draws where one ends."""
+        batch, cache, longest = self._batch, self._arena.cache, max(counts)
+        index = torch.tensor([row.slot for row in rows], device=self.device)
+        padded = [
+            row.prompt[row.filled : row.filled + count] + [0] * (longest - count)
+            for row, count in zip(rows, counts, strict=True)
+        ]
+        tokens = torch.tensor(padded, device=self.device)
+        width = max(row.filled + count for row, count in zip(rows, counts, strict=True))
+        # As wide as long says that nothing came before, to the decoder.
+        fresh = not any(row.filled for row in rows)
+        part = cache.select(index, longest if fresh else max(width, longest + 1))
+        gates = None if batch.gates is None else batch.gates[index]
+        hidden = self.model.hidden(tokens, gates, part)
+        score_prompts(self.model, hidden, rows, counts)
+        for row, count in zip(rows, counts, strict=True):
+            row.filled += count
+        cache.lengths[index] = torch.tensor([row.filled for row in rows], device=self.device)
+        ended = [place for place, row in enumerate(rows) if not row.prefilling]
+        if ended:
+            places = torch.tensor(ended, device=self.device)
+            last = hidden[places, torch.tensor([counts[place] - 1 for place in ended])]
+            self._begin([rows[place] for place in ended], index[places], last)
+
+    def _begin(self, rows: Sequence[Row], slots: Tensor, last: Tensor) -> None:
+        """Draws the first token of rows whose prompt is read, from its last output (r, c)."""
+        for row in rows:
+            for name in row.blocks:
+                self._reading.pop(name, None)
+            if row.slot is not None:
+                self._prefixes.store(row.blocks, self._arena.cache, row.slot)
+        self._batch.live[slots] = 1
+        if any(row.request.sampling.max_tokens for row in rows):
+            drawn = self._batch.draw(self.model.logits(last), slots, self._batch.wanted(rows))
+            self._append(rows, drawn, list(range(len(rows))))
+
+    def _append(self, rows: Sequence[Row], drawn: Drawn, places: Sequence[int]) -> None:
+        """Hands drawn tokens to their rows; `places` are the rows' in `drawn`."""
+        tokens = drawn.tokens.tolist()
+        logprobs = None if drawn.logprobs is None else drawn.logprobs.tolist()
+        top = None if drawn.top is None else [part.tolist() for part in drawn.top]
+        now, generated = time.perf_counter(), 0
+        for row, place in zip(rows, places, strict=True):
+            sampling = row.request.sampling
+            if sampling.max_tokens == 0:
+                continue
+            generated += 1
+            row.append(tokens[place], now)
+            if sampling.logprobs and logprobs is not None:
+                row.logprobs.append(logprobs[place])
+                if sampling.top_logprobs and top is not None:
+                    likeliest = zip(top[1][place], top[0][place], strict=True)
+                    row.top_logprobs.append(tuple(likeliest)[: sampling.top_logprobs])
+        self._count(generated_tokens=generated)
+
+    # How a sample ends
+
+    def _stream(self, row: Row, final: bool) -> None:
+        if row.request.stream:
+            delta = row.take_delta(final)
+            if delta is not None:
+                self._deltas.append(delta)
 
     def _drop_cancelled(self) -> list[Completion]:
         if not self._cancelled:
             return []
-        finished = []
         cancelled = set(self._cancelled)
-        for row in [row for row in self._waiting if row.request.id in cancelled]:
-            self._waiting.remove(row)
-            finished.append(self._complete(row, "cancelled"))
-        for position in reversed(range(len(self._active))):
-            row = self._active[position]
-            if row.request.id in cancelled:
-                finished.append(self._complete(row, "cancelled"))
-                self._remove(position)
-        return finished
-
-    def _remove(self, position: int) -> None:
-        """Frees a row; the last active row moves into it, so that the active ones stay in front."""
-        last = len(self._active) - 1
-        if position != last:
-            self.cache.copy_row(last, position, int(self.cache.lengths[last]))
-            self._active[position] = self._active[last]
-        self._active.pop()
-        self.cache.lengths[last] = 0
+        rows = [*self._batch.taken, *self._waiting]
+        rows = [row for row in rows if row.request.id in cancelled]
+        self._waiting = deque(row for row in self._waiting if row.request.id not in cancelled)
+        return [self._complete(row, "cancelled") for row in rows]
 
     def _complete(self, row: Row, reason: FinishReason) -> Completion:
-        self._ids.discard(row.request.id)
-        self._cancelled.discard(row.request.id)
-        tokens, text = row.output(self.tokenizer)
-        now = time.perf_counter()
-        return Completion(
-            request_id=row.request.id,
-            index=0,
-            top_logprobs=None,
-            prompt_logprobs=None,
-            cached_tokens=0,
-            tokens=tokens,
-            text=text,
-            finish_reason=reason,
-            logprobs=tuple(row.logprobs[: len(tokens)]) if row.request.sampling.logprobs else None,
-            gates=None if row.gates is None else tuple(row.gates.tolist()),
-            timings=Timings(
-                queued_s=(row.started or now) - row.added,
-                first_token_s=(row.first_token or now) - row.added,
-                total_s=now - row.added,
-            ),
-        )
+        for name in row.blocks:
+            if self._reading.get(name) is row:
+                del self._reading[name]
+        if row.slot is not None:
+            self._arena.cache.lengths[row.slot] = 0
+        self._batch.remove(row)
+        self._samples[row.request.id] -= 1
+        if self._samples[row.request.id] == 0:
+            del self._samples[row.request.id]
+            self._cancelled.discard(row.request.id)
+        cancelled = reason == "cancelled"
+        self._count(cancelled=int(cancelled), finished=int(not cancelled))
+        return row.complete(reason, self.tokenizer)
+
+    def _count(self, **more: int) -> None:
+        counted = {name: getattr(self._stats, name) + value for name, value in more.items()}
+        self._stats = dataclasses.replace(self._stats, **counted)

@@ -20,6 +20,9 @@ def sample(
     top_p: Tensor,
     seed: Tensor,
     index: Tensor,
+    *,
+    greedy: bool | None = None,
+    truncated: bool | None = None,
 ) -> Tensor:
     """Draws one token a row.
 
@@ -31,25 +34,28 @@ def sample(
             probability (after top_k, at this temperature) reaches top_p.
         seed: (b,) int64.
         index: (b,) int64, how many tokens the row has drawn so far.
+        greedy: whether all temperatures are 0; None looks, which waits for a GPU.
+        truncated: whether some row has a top_k or top_p; None looks.
 
     Returns:
         (b,) int64 token ids.
     """
-    greedy = logits.argmax(dim=-1)
-    if bool((temperature == 0.0).all()):
-        return greedy
+    likeliest = logits.argmax(dim=-1)
+    if bool((temperature == 0.0).all()) if greedy is None else greedy:
+        return likeliest
     scaled = logits / temperature.clamp(min=1e-6)[:, None]
-    scaled = _truncate(scaled, top_k, top_p)
+    if truncated is None:
+        truncated = bool((top_k > 0).any()) or bool((top_p < 1.0).any())
+    if truncated:
+        scaled = _truncate(scaled, top_k, top_p)
     # Gumbel-max: adding Gumbel noise and taking the argmax samples from the softmax.
     uniform = counter_uniform(seed, index, logits.shape[-1])
     drawn = (scaled.double() - (-uniform.log()).log()).argmax(dim=-1)
-    return torch.where(temperature == 0.0, greedy, drawn)
+    return torch.where(temperature == 0.0, likeliest, drawn)
 
 
 def _truncate(scaled: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
     """(b, v) logits with -inf outside of top-k and top-p."""
-    if bool((top_k == 0).all()) and bool((top_p >= 1.0).all()):
-        return scaled
     v = scaled.shape[-1]
     values, order = scaled.sort(dim=-1, descending=True)
     rank = torch.arange(v, device=scaled.device)
