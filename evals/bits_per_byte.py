@@ -74,7 +74,7 @@ def bits_per_byte(
         for start in range(0, len(windows), batch_size):
             batch = windows[start : start + batch_size]
             own = None if rows is None else rows[[window.text for window in batch]]
-            nats += _negative_log_likelihood(model, tokenizer.bos_id, batch, own)
+            nats += _negative_log_likelihood(model, tokenizer.start_id, batch, own)
     finally:
         model.train(training)
     return nats / math.log(2.0) / size
@@ -89,7 +89,7 @@ def _windows(encoded: list[list[int]], context: int) -> list[Window]:
 
 
 def _negative_log_likelihood(
-    model: Decoder, bos_id: int, windows: list[Window], gates: Tensor | None
+    model: Decoder, start_id: int, windows: list[Window], gates: Tensor | None
 ) -> float:
     """Summed over all tokens of the windows, in nats.
 
@@ -101,8 +101,8 @@ def _negative_log_likelihood(
     targets = torch.full((len(windows), width), -1)
     for row, window in enumerate(windows):
         targets[row, : len(window.tokens)] = torch.tensor(window.tokens)
-    inputs = torch.full_like(targets, bos_id)
-    inputs[:, 1:] = torch.where(targets[:, :-1] < 0, bos_id, targets[:, :-1])
+    inputs = torch.full_like(targets, start_id)
+    inputs[:, 1:] = torch.where(targets[:, :-1] < 0, start_id, targets[:, :-1])
     hidden = model.hidden(inputs.to(device), gates)
     real = (targets >= 0).to(device)
     positions, wanted = hidden[real], targets.to(device)[real]  # (p, c), (p,)

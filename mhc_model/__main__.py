@@ -13,6 +13,7 @@ from mhc_model.errors import MHCError
 
 # Command -> its module and what it does. Modules are imported only when they are called.
 COMMANDS = {
+    "convert": ("mhc_model.conversion.convert", "make a checkpoint of a pretrained model"),
     "recurse": ("mhc_model.recursion.command", "answer a question about a text of any length"),
 }
 

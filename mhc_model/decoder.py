@@ -74,8 +74,14 @@ class Decoder(nn.Module):
     rope_cos: Tensor
     rope_sin: Tensor
 
-    def __init__(self, config: ModelConfig, seed: int = 0) -> None:
-        """Builds and initialises the weights from `seed`, independently of global state."""
+    def __init__(self, config: ModelConfig, seed: int | None = 0) -> None:
+        """Builds the model.
+
+        Args:
+            config: sizes and architecture.
+            seed: initialises the weights, independently of global state; None leaves all but the
+                hyper-connections as they come, for weights that are loaded next.
+        """
         super().__init__()
         self.config = config
         self.watch: Watch | None = None
@@ -97,7 +103,8 @@ class Decoder(nn.Module):
             cos, sin = rope_table(config)
             self.register_buffer("rope_cos", cos, persistent=False)
             self.register_buffer("rope_sin", sin, persistent=False)
-        self.init_weights(seed)
+        if seed is not None:
+            self.init_weights(seed)
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
