@@ -14,6 +14,8 @@ from mhc_model.errors import MHCError
 # Command -> its module and what it does. Modules are imported only when they are called.
 COMMANDS = {
     "convert": ("mhc_model.conversion.convert", "make a checkpoint of a pretrained model"),
+    "export": ("mhc_model.conversion.export", "write a checkpoint for transformers' own class"),
+    "validate": ("mhc_model.conversion.validate", "compare a converted model with its original"),
     "recurse": ("mhc_model.recursion.command", "answer a question about a text of any length"),
 }
 

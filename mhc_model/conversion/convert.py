@@ -68,9 +68,7 @@ def convert(
     return load_checkpoint(out)
 
 
-def build(
-    source: Source, mhc: MHCConfig | None = None, max_seq_len: int | None = None
-) -> Decoder:
+def build(source: Source, mhc: MHCConfig | None = None, max_seq_len: int | None = None) -> Decoder:
     """The decoder with a source's weights, in their dtype; hyper-connections as at init.
 
     Raises:

@@ -7,7 +7,7 @@ and which tensor is which of ours. Names are those of transformers.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from mhc_model.config import ModelConfig
@@ -49,8 +49,10 @@ class Family:
         theirs: entries that must have one of these values where they are given; the first is
             written.
         rules: tensors outside the layers, then those of each layer.
+        sublayers: their attention and mlp of a layer.
         prefix: of their keys; it may be missing as a whole (checkpoints of the bare model).
         ignored: ends of keys that hold no weights.
+        head: key of the output head.
     """
 
     name: str
@@ -60,9 +62,10 @@ class Family:
     ours: Mapping[str, Any]
     theirs: Mapping[str, tuple[Any, ...]]
     rules: tuple[Rule, ...]
+    sublayers: tuple[str, str] = ("model.layers.{i}.self_attn", "model.layers.{i}.mlp")
     prefix: str = "model."
     ignored: tuple[str, ...] = ("rotary_emb.inv_freq",)
-    head: str = field(default="lm_head.weight")
+    head: str = "lm_head.weight"
 
     def rules_of(self, config: ModelConfig) -> list[Rule]:
         """The rules of a model with `{i}` filled in; a tied head has none."""
@@ -312,6 +315,7 @@ GPT2 = Family(
         },
         TRANSPOSED,
     ),
+    sublayers=("transformer.h.{i}.attn", "transformer.h.{i}.mlp"),
     prefix="transformer.",
     ignored=(".attn.bias", ".attn.masked_bias"),  # the causal mask
 )

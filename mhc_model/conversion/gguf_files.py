@@ -1,6 +1,6 @@
 """GGUF files as transformers' configuration, tensors and tokenizer; needs the package `gguf`.
 
-Quantised tensors become float32: the model that llama.cpp runs, but for its rounding of activations.
+Quantised tensors become float32: what llama.cpp runs, but for its rounding of activations.
 
 Axes: h head, d head dim.
 """

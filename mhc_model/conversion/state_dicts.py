@@ -40,7 +40,7 @@ def from_transformers(
     Raises:
         CheckpointError: naming file and key, if one is missing, unexpected or of a wrong shape.
     """
-    tensors = _usual_keys(family, config, tensors, file_of)
+    tensors = usual_keys(family, config, tensors, file_of)
     shapes = plain_shapes(config)
     state: dict[str, Tensor] = {}
     for rule in family.rules_of(config):
@@ -74,13 +74,17 @@ def _their_shape(rule: Rule, shapes: Mapping[str, torch.Size], config: ModelConf
     return rule.layout.join(ours, config).shape
 
 
-def _usual_keys(
+def usual_keys(
     family: Family,
     config: ModelConfig,
     tensors: Mapping[str, Tensor],
     file_of: Callable[[str], str],
 ) -> dict[str, Tensor]:
-    """The tensors of the rules under the rules' keys; refuses others."""
+    """The tensors of the rules under the rules' keys, some of which may be missing.
+
+    Raises:
+        CheckpointError: if there are others, or a tied head differs from the embedding.
+    """
     kept = {k: v for k, v in tensors.items() if not k.endswith(family.ignored)}
     known = {rule.theirs for rule in family.rules_of(config)}
     if not any(key.startswith(family.prefix) for key in kept):
