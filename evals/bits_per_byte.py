@@ -37,11 +37,12 @@ def bits_per_byte(
     texts: Iterable[str],
     gates: GateValues | None = None,
     batch_size: int = 16,
+    context: int | None = None,
 ) -> float:
     """Bits that the model needs for each UTF-8 byte of the texts.
 
     Every token of a text is predicted once, from the tokens before it in its window: a text is cut
-    into windows of `max_seq_len` tokens, each after the document separator. So a long text's
+    into windows of `context` tokens, each after the document separator. So a long text's
     figure is a little higher than with a sliding window, and it is the same for every batch size.
 
     Args:
@@ -50,6 +51,7 @@ def bits_per_byte(
         texts: documents.
         gates: None (learned), whatever `expand_gates` takes, or (n_texts, 2L), one row a text.
         batch_size: windows at once.
+        context: tokens of a window; None takes the model's whole context.
 
     Raises:
         DataError: if the texts hold nothing, or batch_size is below 1.
@@ -66,7 +68,8 @@ def bits_per_byte(
             "bits per byte needs text, and there is none: give a file that is not empty"
         )
     # Windows of one length side by side waste no padding.
-    windows = sorted(_windows(encoded, model.config.max_seq_len), key=lambda w: -len(w.tokens))
+    context = model.config.max_seq_len if context is None else context
+    windows = sorted(_windows(encoded, context), key=lambda w: -len(w.tokens))
     nats = 0.0
     training = model.training
     model.eval()

@@ -175,10 +175,7 @@ def load_checkpoint(
     """
     directory = find_checkpoint(path)
     manifest = _verified_manifest(directory)
-    config = _read_json(directory / CONFIG)
-    if "mhc_gates" not in config:
-        raise CheckpointError(f"{directory / CONFIG} has no entry 'mhc_gates': not our format")
-    model_config = validate_settings(ModelConfig, config["mhc_gates"], str(directory / CONFIG))
+    model_config = read_model_config(directory)
     with quiet_about_mixing():
         model = Decoder(model_config, seed=None)
     _load_weights(model, directory / WEIGHTS)
@@ -195,6 +192,18 @@ def load_checkpoint(
         path=directory,
         metadata=manifest["metadata"],
     )
+
+
+def read_model_config(directory: Path) -> ModelConfig:
+    """The configuration of a checkpoint directory, without its weights.
+
+    Raises:
+        CheckpointError, ConfigError: if config.json is not ours, or malformed.
+    """
+    config = _read_json(directory / CONFIG)
+    if "mhc_gates" not in config:
+        raise CheckpointError(f"{directory / CONFIG} has no entry 'mhc_gates': not our format")
+    return validate_settings(ModelConfig, config["mhc_gates"], str(directory / CONFIG))
 
 
 def cast_matrices(model: Decoder, dtype: torch.dtype) -> None:

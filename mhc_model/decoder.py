@@ -15,11 +15,12 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from mhc_model.cache import KVCache
 from mhc_model.config import MHCConfig, ModelConfig
@@ -27,6 +28,8 @@ from mhc_model.connections import Coefficients, HyperConnection
 from mhc_model.errors import EngineError, GateError
 from mhc_model.gates import GateValues, allowed_gates, expand_gates
 from mhc_model.layers import MLP, Attend, Attention, Norm, rms_norm, rope_table
+
+T = TypeVar("T")
 
 
 class Layer(nn.Module):
@@ -69,6 +72,8 @@ class Decoder(nn.Module):
     Attributes:
         watch: None, or a function that sees the streams and coefficients of every forward pass
             (`mhc_model.routing` sets it for a while).
+        gradient_checkpointing: keep only what passes between layers for the backward pass, and
+            compute the rest again there.
     """
 
     rope_cos: Tensor
@@ -85,6 +90,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.watch: Watch | None = None
+        self.gradient_checkpointing = False
         self._set_gates: Tensor | None = None
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         if config.positions == "learned":
@@ -262,9 +268,8 @@ class Decoder(nn.Module):
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         if gates is None:
-            for layer in self.layers:
-                x = x + layer.attention(layer.attention_norm(x), attend)
-                x = x + layer.mlp(layer.mlp_norm(x))
+            for index in range(len(self.layers)):
+                x = self._run_layer(self._plain_layer, index, x, attend)
         else:
             x = self._through_streams(x, gates, attend)
         if cache is not None:
@@ -287,22 +292,66 @@ class Decoder(nn.Module):
 
     def _through_streams(self, x: Tensor, gates: Tensor, attend: Attend) -> Tensor:
         """(b, t, c) through all sublayers and streams, gates (b, 2L) -> (b, t, c)."""
-        connections, (b, t, _) = self.connections(), x.shape
+        b, t, _ = x.shape
         # Tokens are flat between the sublayers, each with the gates of its sequence.
-        token_gates = gates.repeat_interleave(t, dim=0).unbind(1)
-        x, u, coefficients = connections[0].start(x.flatten(0, 1), self.stream_embedding)
-        for k in range(len(connections)):
+        token_gates = gates.repeat_interleave(t, dim=0)
+        x, u, coefficients = self.connections()[0].start(x.flatten(0, 1), self.stream_embedding)
+        for index in range(len(self.layers)):
+            x, u, coefficients = self._run_layer(
+                self._stream_layer, index, x, u, coefficients, gates, token_gates, attend
+            )
+        return u.unflatten(0, (b, t))
+
+    def _stream_layer(
+        self,
+        index: int,
+        x: Tensor,
+        u: Tensor,
+        coefficients: Coefficients,
+        gates: Tensor,
+        token_gates: Tensor,
+        attend: Attend,
+    ) -> tuple[Tensor, Tensor, Coefficients]:
+        """One layer: from what its attention reads to what the next layer's reads.
+
+        Args:
+            index: of the layer.
+            x: (b t, n, c) streams before the attention.
+            u: (b t, c) what the attention reads of them.
+            coefficients: of the attention's connection.
+            gates: (b, 2L).
+            token_gates: (b t, 2L).
+            attend: positions and cache.
+
+        Returns:
+            The same three of the next layer. After the last one u is the mean of the streams.
+        """
+        connections, layer, shape = self.connections(), self.layers[index], (len(gates), -1)
+        for k in (2 * index, 2 * index + 1):
             if self.watch is not None:
-                now = Coefficients(*(value.unflatten(0, (b, t)) for value in coefficients))
-                self.watch(k, x.unflatten(0, (b, t)), now, gates[:, k])
-            layer, u = self.layers[k // 2], u.unflatten(0, (b, t))
+                now = Coefficients(*(value.unflatten(0, shape) for value in coefficients))
+                self.watch(k, x.unflatten(0, shape), now, gates[:, k])
+            u = u.unflatten(0, shape)
             if k % 2:
                 y = layer.mlp(layer.mlp_norm(u, is_rms=True)).flatten(0, 1)
             else:
                 y = layer.attention(layer.attention_norm(u, is_rms=True), attend).flatten(0, 1)
-            if k + 1 < len(connections):
-                x, u, coefficients = connections[k + 1].cross(x, y, coefficients, token_gates[k])
-        return connections[-1].collapse(x, y, coefficients, token_gates[-1]).unflatten(0, (b, t))
+            gate = token_gates[:, k]
+            if k + 1 == len(connections):
+                return x, connections[k].collapse(x, y, coefficients, gate), coefficients
+            x, u, coefficients = connections[k + 1].cross(x, y, coefficients, gate)
+        return x, u, coefficients
+
+    def _plain_layer(self, index: int, x: Tensor, attend: Attend) -> Tensor:
+        layer = self.layers[index]
+        x = x + layer.attention(layer.attention_norm(x), attend)
+        return x + layer.mlp(layer.mlp_norm(x))
+
+    def _run_layer(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Calls a layer; with `gradient_checkpointing` once more in the backward pass."""
+        if not (self.gradient_checkpointing and torch.is_grad_enabled()):
+            return function(*arguments)
+        return checkpoint(function, *arguments, use_reentrant=False)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., c) from `hidden` -> (..., v) float32 logits, soft-capped."""
