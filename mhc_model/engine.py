@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections import deque
 from collections.abc import Sequence
 from numbers import Integral
 from pathlib import Path
@@ -25,21 +24,21 @@ from torch import Tensor
 from mhc_model.batch import Batch, Drawn
 from mhc_model.cache import KVArena
 from mhc_model.checkpoint import load_checkpoint
+from mhc_model.decode import DecodeStep
 from mhc_model.decoder import Decoder
 from mhc_model.errors import EngineError
 from mhc_model.gates import expand_gates
 from mhc_model.prefill import choose_chunks, score_prompts
-from mhc_model.prefix_cache import BLOCK, PrefixCache, block_names
+from mhc_model.prefix_cache import PrefixCache, block_names
 from mhc_model.request import MAX_SAMPLES, Completion, Delta, EngineStats, FinishReason, Request
 from mhc_model.row import Row
+from mhc_model.scheduler import Scheduler
 from mhc_model.tokenizer import Tokenizer
 
 PREFIX_CACHE_BYTES = 256 << 20
 # Prompt tokens read in a step beside rows that decode, and where none does.
 PREFILL_CHUNK = 512
 IDLE_PREFILL = 8192
-# Who waits for a beginning that another request is about to compute lets this many pass at most.
-MOST_PASSED = 64
 
 
 class Engine:
@@ -56,6 +55,7 @@ class Engine:
         kv_cache_bytes: int | None = None,
         prefix_cache_bytes: int = PREFIX_CACHE_BYTES,
         prefill_chunk: int = PREFILL_CHUNK,
+        cuda_graphs: bool = False,
     ) -> None:
         """Allocates the cache on the model's device.
 
@@ -73,10 +73,11 @@ class Engine:
             prefix_cache_bytes: memory for keys and values of prompts' beginnings, kept for later
                 requests with the same tokens and gates; 0 keeps none.
             prefill_chunk: most prompt tokens read in a step while rows decode.
+            cuda_graphs: record the decoding step on a GPU and replay it.
 
         Raises:
             EngineError: if max_batch < 1, max_seq_len is outside the context, the budget does not
-                hold a single token, or prefill_chunk < 1.
+                hold a single token, prefill_chunk < 1, or there is no GPU to record on.
         """
         for name, value, least in (
             ("max_batch", max_batch, 1),
@@ -97,8 +98,10 @@ class Engine:
         )
         self._prefixes = PrefixCache(prefix_cache_bytes)
         self._batch = Batch(max_batch, model.config.n_gates, self.device)
-        self._waiting: deque[Row] = deque()
-        self._reading: dict[bytes, Row] = {}  # blocks that a row is about to compute
+        if cuda_graphs and self.device.type != "cuda":
+            raise EngineError(f"cuda_graphs needs a model on a GPU; it is on {self.device}")
+        self._decode_step = DecodeStep(model, self._batch, records=cuda_graphs)
+        self._line = Scheduler(self._batch, self._arena, self._prefixes)
         self._samples: dict[str, int] = {}  # of all requests under way, those not finished
         self._cancelled: set[str] = set()
         self._deltas: list[Delta] = []
@@ -119,6 +122,7 @@ class Engine:
         kv_cache_bytes: int | None = None,
         prefix_cache_bytes: int = PREFIX_CACHE_BYTES,
         prefill_chunk: int = PREFILL_CHUNK,
+        cuda_graphs: bool = False,
     ) -> Engine:
         """An engine over a checkpoint or run directory; device "auto" is CUDA if there is one."""
         if device == "auto":
@@ -133,6 +137,7 @@ class Engine:
             kv_cache_bytes=kv_cache_bytes,
             prefix_cache_bytes=prefix_cache_bytes,
             prefill_chunk=prefill_chunk,
+            cuda_graphs=cuda_graphs,
         )
 
     @property
@@ -142,7 +147,7 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        return bool(self._waiting) or self.active > 0
+        return bool(self._line.waiting) or self.active > 0
 
     @property
     def active(self) -> int:
@@ -152,7 +157,7 @@ class Engine:
     @property
     def waiting(self) -> int:
         """Samples that wait for a row."""
-        return len(self._waiting)
+        return len(self._line.waiting)
 
     def stats(self) -> EngineStats:
         """What the engine does now, and its counters."""
@@ -160,7 +165,7 @@ class Engine:
         prefilling = sum(row.prefilling for row in rows)
         return dataclasses.replace(
             self._stats,
-            waiting=len(self._waiting),
+            waiting=self.waiting,
             prefilling=prefilling,
             decoding=len(rows) - prefilling,
             kv_tokens=sum(row.length for row in rows),
@@ -190,7 +195,7 @@ class Engine:
         for index in range(request.n):
             row = Row(request, index, gates, frozenset(stop_ids))
             row.blocks = blocks
-            self._waiting.append(row)
+            self._line.waiting.append(row)
         return request.id
 
     def cancel(self, request_id: str) -> bool:
@@ -234,8 +239,12 @@ class Engine:
     @torch.inference_mode()
     def step(self) -> list[Completion]:
         """Decodes one token a row, reads a chunk of prompts, and returns the samples that ended."""
-        finished = self._drop_cancelled()
-        self._admit()
+        finished = []
+        if self._cancelled:
+            withdrawn = self._line.withdraw(self._cancelled)
+            finished = [self._complete(row, "cancelled") for row in withdrawn]
+        for row in self._line.admit():
+            self._count(prompt_tokens=len(row.prompt), cached_tokens=row.cached)
         if not self._batch.taken:
             return finished
         self._count(steps=1)
@@ -290,81 +299,13 @@ class Engine:
             return self._learned
         return expand_gates(request.gates, self.model.config.n_layers)
 
-    # Who gets a row
-
-    def _admit(self) -> None:
-        """Gives rows to those in front of the line, as far as there is room."""
-        passed: list[Row] = []
-        while self._waiting and self.active < self.max_batch:
-            row = self._waiting.popleft()
-            if len(passed) < MOST_PASSED and self._is_being_read(
-                row
-            ):  # soon all but its end comes from the prefix cache
-                passed.append(row)
-            elif not self._place(row):
-                passed.append(row)
-                break
-        self._waiting.extendleft(reversed(passed))
-        self._close_gaps()
-
-    def _is_being_read(self, row: Row) -> bool:
-        """Whether blocks that it lacks are about to come into the prefix cache."""
-        missing = self._prefixes.match(row.blocks[: self._reusable(row)])
-        if missing == min(len(row.blocks), self._reusable(row)):
-            return False
-        return row.blocks[missing] in self._reading
-
-    def _reusable(self, row: Row) -> int:
-        """Blocks of a prompt that need not be computed even if all are in the prefix cache."""
-        scored = row.request.sampling.prompt_logprobs_from
-        # The last token is fed in any case: what follows it is drawn from its output.
-        tokens = len(row.prompt) - 1 if scored is None else min(len(row.prompt), scored) - 1
-        return max(0, tokens) // BLOCK
-
-    def _place(self, row: Row) -> bool:
-        """Gives a row of the batch and of the cache; False if there is none now."""
-        taken, arena = self._batch.taken, self._arena
-        limit, count = arena.limit_of(max(r.need for r in [*taken, row])), len(taken) + 1
-        if count > self.max_batch or not arena.fits(limit, count):
-            return False
-        if not arena.serves(limit, count):
-            self._close_gaps()
-            arena.lay_out(limit, len(taken))
-        slot = self._batch.free_slot()
-        self._batch.put(row, slot)
-        row.started = time.perf_counter()
-        known = row.blocks[: self._reusable(row)]
-        known = known[: self._prefixes.match(known)]
-        self._prefixes.load(known, arena.cache, slot)
-        row.filled = row.cached = len(known) * BLOCK
-        arena.cache.lengths[slot] = row.filled
-        for name in row.blocks[len(known) :]:
-            self._reading.setdefault(name, row)
-        self._count(prompt_tokens=len(row.prompt), cached_tokens=row.cached)
-        return True
-
-    def _close_gaps(self) -> None:
-        """Moves the last rows into empty slots: a step works on all up to the last one."""
-        taken = self._batch.taken
-        while taken:
-            last = taken.pop()
-            slot = self._batch.free_slot()
-            if last.slot is None or slot > last.slot:
-                return
-            self._arena.cache.copy_row(last.slot, slot, last.length)
-            self._batch.move(last, slot)
-
     # What a step computes
 
     def _decode(self, rows: Sequence[Row]) -> None:
-        """One token for every row; slots that do not decode are computed along and disregarded."""
-        batch, high = self._batch, self._batch.high
-        cache = self._arena.cache.slice(0, high, max(row.length for row in rows) + 1)
-        gates = None if batch.gates is None else batch.gates[:high]
-        hidden = self.model.hidden(batch.tokens[:high, None], gates, cache)
-        cache.lengths += batch.live[:high] - 1  # it counted one more for each
-        slots = slice(0, high)
-        drawn = batch.draw(self.model.logits(hidden[:, 0]), slots, batch.wanted(rows))
+        """One token for every row."""
+        batch = self._batch
+        width = max(row.length for row in rows) + 1
+        drawn = self._decode_step(self._arena.cache, batch.high, width, batch.wanted(rows))
         self._append(rows, drawn, [row.slot or 0 for row in rows])
 
     def _prefill(self, reading: Sequence[Row], budget: int) -> None:
@@ -403,10 +344,7 @@ class Engine:
     def _begin(self, rows: Sequence[Row], slots: Tensor, last: Tensor) -> None:
         """Draws the first token of rows whose prompt is read, from its last output (r, c)."""
         for row in rows:
-            for name in row.blocks:
-                self._reading.pop(name, None)
-            if row.slot is not None:
-                self._prefixes.store(row.blocks, self._arena.cache, row.slot)
+            self._line.has_read(row)
         self._batch.live[slots] = 1
         if any(row.request.sampling.max_tokens for row in rows):
             drawn = self._batch.draw(self.model.logits(last), slots, self._batch.wanted(rows))
@@ -439,22 +377,8 @@ class Engine:
             if delta is not None:
                 self._deltas.append(delta)
 
-    def _drop_cancelled(self) -> list[Completion]:
-        if not self._cancelled:
-            return []
-        cancelled = set(self._cancelled)
-        rows = [*self._batch.taken, *self._waiting]
-        rows = [row for row in rows if row.request.id in cancelled]
-        self._waiting = deque(row for row in self._waiting if row.request.id not in cancelled)
-        return [self._complete(row, "cancelled") for row in rows]
-
     def _complete(self, row: Row, reason: FinishReason) -> Completion:
-        for name in row.blocks:
-            if self._reading.get(name) is row:
-                del self._reading[name]
-        if row.slot is not None:
-            self._arena.cache.lengths[row.slot] = 0
-        self._batch.remove(row)
+        self._line.release(row)
         self._samples[row.request.id] -= 1
         if self._samples[row.request.id] == 0:
             del self._samples[row.request.id]

@@ -1,8 +1,8 @@
 """Batched sampling: each row has its own temperature, top-k, top-p and seed.
 
 Random numbers come from a counter, not from a generator's state: token i of a request with seed s
-is drawn with noise that depends on (s, i, vocabulary index) alone. So a request gives the same
-tokens whoever shares its batch, and no row costs a Python call.
+is drawn with a number that depends on (s, i) alone. So a request gives the same tokens whoever
+shares its batch, and no row costs a Python call.
 
 Axes: b row, v vocabulary.
 """
@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+LAST = 1.0 - 2.0**-40
 
 
 def sample(
@@ -48,9 +50,11 @@ def sample(
         truncated = bool((top_k > 0).any()) or bool((top_p < 1.0).any())
     if truncated:
         scaled = _truncate(scaled, top_k, top_p)
-    # Gumbel-max: adding Gumbel noise and taking the argmax samples from the softmax.
-    uniform = counter_uniform(seed, index, logits.shape[-1])
-    drawn = (scaled.double() - (-uniform.log()).log()).argmax(dim=-1)
+    # The number falls into one token's share of the cumulated distribution.
+    shares = scaled.double().softmax(dim=-1).cumsum(dim=-1)
+    number = counter_uniform(seed, index, 1) * shares[:, -1:]
+    # From the right: a token without a share is never met. The last number below one can round up.
+    drawn = torch.searchsorted(shares, number.clamp(max=LAST), right=True)[:, 0]
     return torch.where(temperature == 0.0, likeliest, drawn)
 
 

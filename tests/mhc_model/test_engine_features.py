@@ -345,6 +345,32 @@ def test_a_memory_budget_makes_requests_wait_and_loses_none(model):
     assert most_active[97 * 12] == 12
 
 
+def test_rows_in_use_survive_a_new_layout(model):
+    """A long request joins a short one that is half done: their rows become longer and fewer."""
+    size = KVCache.bytes_per_token(model.config, torch.float32)
+    engine = Engine(model, max_batch=12, kv_cache_bytes=2 * 97 * size, prefix_cache_bytes=0)
+    prompts = random_prompts(4, 4, 4)
+    lengths = [3, 3, 20, 3]
+    short = [
+        Request(prompt, 0.4, SamplingParams(max_tokens=length, logprobs=True))
+        for prompt, length in zip(prompts, lengths, strict=True)
+    ]
+    long = Request(
+        random_prompts(1, 60, 60, seed=3)[0], 0.8, SamplingParams(max_tokens=30, logprobs=True)
+    )
+    for request in (*short, long):
+        engine.add(request)
+    done, laid_out = {}, []
+    while engine.has_work:
+        done.update((each.request_id, each) for each in engine.step())
+        laid_out.append(engine._arena.cache.rows)
+    assert laid_out[0] == 7
+    assert laid_out[-1] == 2
+    assert engine.stats().finished == 5
+    for request in (*short, long):
+        assert_same(done[request.id], alone(model, request)[0])
+
+
 def test_a_budget_too_small(model):
     size = KVCache.bytes_per_token(model.config, torch.float32)
     with pytest.raises(EngineError, match=f"kv_cache_bytes is {size}.* at least {2 * size}"):
@@ -387,6 +413,19 @@ def test_equal_beginnings_are_computed_once(model):
     # Even of requests that came at once, one for each gate vector does the work.
     assert engine.stats().cached_tokens == 48 * 3 * 5
     assert engine.stats().prompt_tokens == 49 * 18
+
+
+@pytest.mark.parametrize("length", [BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK])
+def test_a_whole_prompt_in_the_cache(model, length):
+    """Its last token is fed all the same: the first of the answer is drawn from it."""
+    prompt = random_prompts(1, length, length)[0]
+    engine = Engine(model)
+    sampling = SamplingParams(max_tokens=4, logprobs=True)
+    expected = alone(model, Request(prompt, 0.6, sampling))[0]
+    for time in range(3):
+        (completion,) = engine.generate([Request(prompt, 0.6, sampling)])
+        assert_same(completion, expected)
+        assert completion.cached_tokens == (0 if time == 0 else (length - 1) // BLOCK * BLOCK)
 
 
 def test_other_gates_share_nothing(model):
@@ -446,3 +485,33 @@ def test_names_of_blocks():
     assert block_names([7, *prompt[1:]], torch.tensor([0.5, 0.25]))[1] != names[1]
     assert not set(block_names(prompt, torch.tensor([0.5, 0.26]))) & set(names)
     assert not set(block_names(prompt, None)) & set(names)
+
+
+# Recorded steps
+
+
+def test_steps_of_a_few_shapes_change_nothing(model):
+    """What a recorded step works on: rows and positions rounded up, on whatever device."""
+    wanted = requests(12, most=40)
+    engine = Engine(model, max_batch=7)
+    engine._decode_step.rounds_up = True
+    for request, completion in zip(wanted, engine.generate(wanted), strict=True):
+        assert_same(completion, alone(model, request)[0])
+
+
+def test_recording_needs_a_gpu(model):
+    with pytest.raises(EngineError, match="cuda_graphs needs a model on a GPU; it is on cpu"):
+        Engine(model, cuda_graphs=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_recorded_steps_change_nothing(tiny_model, temperature):
+    model = tiny_model(max_seq_len=96).to("cuda")
+    wanted = requests(12, most=40, temperature=temperature, seed=2)
+    expected = Engine(model, max_batch=5).generate(wanted)
+    recorded = Engine(model, max_batch=5, cuda_graphs=True)
+    for _ in range(2):
+        for a, b in zip(recorded.generate(wanted), expected, strict=True):
+            assert_same(a, b)
