@@ -15,6 +15,11 @@ from mhc_model.errors import MHCError
 COMMANDS = {
     "convert": ("mhc_model.conversion.convert", "make a checkpoint of a pretrained model"),
     "export": ("mhc_model.conversion.export", "write a checkpoint for transformers' own class"),
+    "generate": (
+        "mhc_model.generation",
+        "complete texts, through several checkpoints side by side",
+    ),
+    "validate-model": ("mhc_model.validate_model", "check that a checkpoint is whole and works"),
     "validate": ("mhc_model.conversion.validate", "compare a converted model with its original"),
     "recurse": ("mhc_model.recursion.command", "answer a question about a text of any length"),
 }

@@ -104,7 +104,8 @@ class Decoder(nn.Module):
         if config.mhc is not None:
             self.stream_embedding = nn.Parameter(torch.empty(config.mhc.n_streams, config.d_model))
             self.gate_logits = nn.Parameter(torch.empty(config.n_gates))
-            self._warn_if_mixing_is_stuck(config.mhc)
+            if seed is not None:
+                self._warn_if_mixing_is_stuck(config.mhc)
         if config.positions == "rope":
             cos, sin = rope_table(config)
             self.register_buffer("rope_cos", cos, persistent=False)
@@ -405,6 +406,17 @@ class Decoder(nn.Module):
 
     def count_parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters())
+
+    @classmethod
+    def describe(cls, config: ModelConfig) -> str:
+        """The size of a model of this configuration, in words, without building it."""
+        with torch.device("meta"):
+            model = cls(config, seed=None)
+            plain = cls(config.model_copy(update={"mhc": None}), seed=None)
+        count = model.count_parameters()
+        streams = f" ({count - plain.count_parameters():,} of them for the streams)"
+        text = f"{count:,} parameters{'' if config.mhc is None else streams}"
+        return f"{text}, {model.estimate_flops():,} FLOPs per token"
 
     def estimate_flops(self) -> int:
         """FLOPs per token of forward and backward at full context (PaLM, arXiv:2204.02311, B).
