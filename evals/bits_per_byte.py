@@ -119,7 +119,7 @@ def window_nats(
             positions = order[start : start + batch_size]
             batch = [windows[position] for position in positions]
             own = None if rows is None else rows[[window.text for window in batch]]
-            found = _negative_log_likelihoods(model, tokenizer.bos_id, batch, own)
+            found = _negative_log_likelihoods(model, tokenizer.start_id, batch, own)
             for position, value in zip(positions, found, strict=True):
                 nats[position] = value
     finally:
@@ -128,7 +128,7 @@ def window_nats(
 
 
 def _negative_log_likelihoods(
-    model: Decoder, bos_id: int, windows: Sequence[Window], gates: Tensor | None
+    model: Decoder, start_id: int, windows: Sequence[Window], gates: Tensor | None
 ) -> list[float]:
     """Summed over the tokens of each window, in nats.
 
@@ -140,8 +140,8 @@ def _negative_log_likelihoods(
     targets = torch.full((len(windows), width), -1)
     for row, window in enumerate(windows):
         targets[row, : len(window.tokens)] = torch.tensor(window.tokens)
-    inputs = torch.full_like(targets, bos_id)
-    inputs[:, 1:] = torch.where(targets[:, :-1] < 0, bos_id, targets[:, :-1])
+    inputs = torch.full_like(targets, start_id)
+    inputs[:, 1:] = torch.where(targets[:, :-1] < 0, start_id, targets[:, :-1])
     hidden = model.hidden(inputs.to(device), gates)
     real = (targets >= 0).to(device)
     positions, wanted = hidden[real], targets.to(device)[real]  # (p, c), (p,)

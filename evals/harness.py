@@ -91,7 +91,7 @@ class GatedLM(LM):
         for owner, request in enumerate(requests):
             windows = get_rolling_token_windows(
                 self.tokenizer.encode(request.args[0]),
-                self.tokenizer.bos_id,
+                self.tokenizer.start_id,
                 # One less: the engine also feeds the last token, to which nothing is asked.
                 self.engine.max_seq_len - 1,
                 1,

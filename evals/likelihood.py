@@ -42,7 +42,7 @@ def encode_pair(tokenizer: Tokenizer, context: str, continuation: str, bos: bool
         bos: put the document separator in front.
     """
     if not context:
-        return Pair([tokenizer.bos_id], tokenizer.encode(continuation))
+        return Pair([tokenizer.start_id], tokenizer.encode(continuation))
     kept = context.rstrip()
     head = tokenizer.encode(kept, bos=bos)
     whole = tokenizer.encode(context + continuation, bos=bos)

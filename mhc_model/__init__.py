@@ -13,6 +13,7 @@ from mhc_model.errors import (
     MHCError,
 )
 from mhc_model.gates import expand_gates
+from mhc_model.generation import generate
 from mhc_model.request import Completion, Request, SamplingParams
 from mhc_model.sinkhorn import SinkhornKnopp, doubly_stochastic_error, sinkhorn_knopp
 
@@ -35,6 +36,7 @@ __all__ = [
     "doubly_stochastic_error",
     "expand_gates",
     "find_checkpoint",
+    "generate",
     "load_checkpoint",
     "save_checkpoint",
     "sinkhorn_knopp",

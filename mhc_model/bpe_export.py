@@ -22,7 +22,7 @@ def fast_tokenizer_json(tokens: Sequence[bytes], pattern: str, special: str) -> 
         pattern: regular expression of the pieces.
         special: name of the special token; its id is len(tokens).
     """
-    alphabet = _byte_alphabet()
+    alphabet = byte_alphabet()
     names = ["".join(alphabet[byte] for byte in token) for token in tokens]
     vocabulary = {name: rank for rank, name in enumerate(names)}
     merges = [(names[left], names[right]) for left, right in find_merges(tokens)]
@@ -66,7 +66,7 @@ def _last_parts(token: bytes, ranks: dict[bytes, int]) -> tuple[int, int] | None
     return (ranks[parts[0]], ranks[parts[1]]) if len(parts) == 2 else None
 
 
-def _byte_alphabet() -> list[str]:
+def byte_alphabet() -> list[str]:
     """GPT-2's printable character for each byte, by which `tokenizers` names tokens."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = (byte for byte in range(256) if byte not in printable)

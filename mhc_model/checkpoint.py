@@ -33,12 +33,13 @@ from mhc_model.decoder import Decoder, quiet_about_mixing
 from mhc_model.errors import CheckpointError
 from mhc_model.remote_code import REMOTE_CODE, config_entries
 from mhc_model.settings import validate_settings
-from mhc_model.tokenizer import Tokenizer
+from mhc_model.tokenizer import CONFIG_FILE as TOKENIZER_CONFIG
+from mhc_model.tokenizer import FAST_FILE, RANKS_FILE, Tokenizer
 
 FORMAT = 1
 CONFIG, WEIGHTS, MANIFEST = "config.json", "model.safetensors", "manifest.json"
 # What decides the output: the code shim and metadata may differ between equal checkpoints.
-HASHED = (CONFIG, WEIGHTS, "tokenizer.tiktoken", "tokenizer_config.json")
+HASHED = (CONFIG, WEIGHTS, RANKS_FILE, TOKENIZER_CONFIG)
 
 
 @dataclass(frozen=True)
@@ -99,14 +100,13 @@ def save_checkpoint(
 def _write_files(
     staging: Path, model: Decoder, tokenizer: Tokenizer | None, metadata: dict[str, Any]
 ) -> str:
-    special = None if tokenizer is None else tokenizer.eos_id
+    ends = _generation_ends(tokenizer)
     config = {
         **config_entries(model.config),
-        "bos_token_id": special,
-        "eos_token_id": special,
+        **ends,
         "mhc_gates": model.config.model_dump(mode="json"),
     }
-    generation = {"bos_token_id": special, "eos_token_id": special, "use_cache": False}
+    generation = {**ends, "use_cache": False}
     _write_json(staging / CONFIG, config)
     _write_json(staging / "generation_config.json", generation)
     (staging / "modeling_mhc_gates.py").write_text(REMOTE_CODE, encoding="utf-8")
@@ -132,6 +132,15 @@ def _write_files(
         _sync(path)
     _sync(staging)
     return content_hash
+
+
+def _generation_ends(tokenizer: Tokenizer | None) -> dict[str, Any]:
+    """Entries that tell transformers where texts begin and end."""
+    if tokenizer is None:
+        return {"bos_token_id": None, "eos_token_id": None}
+    several = len(tokenizer.eos_ids) > 1
+    ends = list(tokenizer.eos_ids) if several else tokenizer.eos_id
+    return {"bos_token_id": tokenizer.bos_id, "eos_token_id": ends}
 
 
 def _rename_over(staging: Path, directory: Path) -> None:
@@ -166,15 +175,12 @@ def load_checkpoint(
     """
     directory = find_checkpoint(path)
     manifest = _verified_manifest(directory)
-    config = _read_json(directory / CONFIG)
-    if "mhc_gates" not in config:
-        raise CheckpointError(f"{directory / CONFIG} has no entry 'mhc_gates': not our format")
-    model_config = validate_settings(ModelConfig, config["mhc_gates"], str(directory / CONFIG))
+    model_config = read_model_config(directory)
     with quiet_about_mixing():
-        model = Decoder(model_config)
+        model = Decoder(model_config, seed=None)
     _load_weights(model, directory / WEIGHTS)
     tokenizer = None
-    if (directory / "tokenizer.tiktoken").exists():
+    if not manifest["files"].keys().isdisjoint((RANKS_FILE, FAST_FILE)):
         tokenizer = Tokenizer.from_directory(directory)
     model = model.to(device)
     if dtype is not None:
@@ -186,6 +192,18 @@ def load_checkpoint(
         path=directory,
         metadata=manifest["metadata"],
     )
+
+
+def read_model_config(directory: Path) -> ModelConfig:
+    """The configuration of a checkpoint directory, without its weights.
+
+    Raises:
+        CheckpointError, ConfigError: if config.json is not ours, or malformed.
+    """
+    config = _read_json(directory / CONFIG)
+    if "mhc_gates" not in config:
+        raise CheckpointError(f"{directory / CONFIG} has no entry 'mhc_gates': not our format")
+    return validate_settings(ModelConfig, config["mhc_gates"], str(directory / CONFIG))
 
 
 def cast_matrices(model: Decoder, dtype: torch.dtype) -> None:
@@ -293,7 +311,9 @@ def _load_weights(model: Decoder, file: Path) -> None:
 
 
 def _content_hash(files: Mapping[str, Mapping[str, Any]]) -> str:
-    lines = [f"{name} {files[name]['sha256']}\n" for name in HASHED if name in files]
+    # tokenizer.json decides the tokens only where there are no ranks to make it from.
+    names = HASHED if RANKS_FILE in files else (*HASHED, FAST_FILE)
+    lines = [f"{name} {files[name]['sha256']}\n" for name in names if name in files]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 

@@ -132,7 +132,11 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 class ModelConfig(Settings):
-    """A GPT-2-like decoder of nanochat's October 2025 architecture, plain or with mHC."""
+    """A decoder, plain or with mHC: the defaults are nanochat's of October 2025, GPT-2 in size.
+
+    The other values of its switches make it a Llama, a Qwen3 or OpenAI's GPT-2; see
+    `mhc_model.conversion`.
+    """
 
     vocab_size: int = Field(50257, ge=2, description="number of token ids, special tokens included")
     n_layers: int = Field(
@@ -142,11 +146,40 @@ class ModelConfig(Settings):
     n_kv_heads: int | None = Field(
         None, ge=1, description="number of key and value heads; none means n_heads"
     )
-    d_model: int = Field(768, ge=2, description="c, the width of a stream; head dim is c / n_heads")
+    d_model: int = Field(768, ge=2, description="c, the width of a stream")
+    d_head: int | None = Field(
+        None, ge=2, description="width of an attention head; none is d_model / n_heads"
+    )
+    mlp: Literal["relu2", "swiglu", "gelu"] = Field(
+        "relu2",
+        description="between the matrices of the mlp: relu squared, SiLU of a third matrix, or "
+        "GELU in GPT-2's form (tanh)",
+    )
     mlp_ratio: int = Field(4, ge=1, description="hidden width of the mlp over d_model")
+    d_mlp: int | None = Field(
+        None, ge=1, description="hidden width of the mlp; none is mlp_ratio * d_model"
+    )
+    norm: Literal["rms", "rms_weight", "layer"] = Field(
+        "rms",
+        description="before every sublayer and at the end: RMSNorm without or with a weight, or "
+        "LayerNorm with weight and bias",
+    )
+    norm_eps: float = Field(1e-6, gt=0.0, description="epsilon of every norm")
+    embedding_norm: bool = Field(
+        True, description="RMSNorm without weight right after the token embedding"
+    )
+    qk_norm: Literal["none", "rms", "rms_weight"] = Field(
+        "rms",
+        description="RMSNorm of each head's queries and keys: after the rotation without a "
+        "weight, before it with one",
+    )
+    biases: bool = Field(False, description="the matrices of attention and mlp have biases")
+    positions: Literal["rope", "learned"] = Field(
+        "rope", description="rotary, or embeddings that are added to the tokens'"
+    )
     max_seq_len: int = Field(1024, ge=1, description="longest sequence, prompt and completion")
     rope_base: float = Field(10000.0, gt=0.0, description="base of the rotary embedding")
-    norm_eps: float = Field(1e-6, gt=0.0, description="epsilon of every RMSNorm")
+    tied: bool = Field(False, description="the output head is the token embedding")
     softcap: float | None = Field(
         15.0,
         gt=0.0,
@@ -158,14 +191,15 @@ class ModelConfig(Settings):
 
     @model_validator(mode="after")
     def _check_heads(self) -> ModelConfig:
-        if self.d_model % self.n_heads:
+        if self.d_head is None and self.d_model % self.n_heads:
             raise ValueError(
                 f"d_model {self.d_model} is not a multiple of n_heads {self.n_heads}; "
-                f"give each head a whole number of channels"
+                f"give each head a whole number of channels, or set d_head"
             )
-        if self.head_dim % 2:
+        if self.positions == "rope" and self.head_dim % 2:
             raise ValueError(
-                f"head dim d_model / n_heads = {self.head_dim} is odd; rotary embedding needs pairs"
+                f"head dim d_head or d_model / n_heads = {self.head_dim} is odd; rotary "
+                f"embedding needs pairs"
             )
         if self.n_heads % self.kv_heads:
             raise ValueError(
@@ -175,7 +209,11 @@ class ModelConfig(Settings):
 
     @property
     def head_dim(self) -> int:
-        return self.d_model // self.n_heads
+        return self.d_model // self.n_heads if self.d_head is None else self.d_head
+
+    @property
+    def mlp_width(self) -> int:
+        return self.mlp_ratio * self.d_model if self.d_mlp is None else self.d_mlp
 
     @property
     def kv_heads(self) -> int:

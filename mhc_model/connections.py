@@ -52,9 +52,27 @@ class HyperConnection(nn.Module):
 
     columns: Tensor
 
-    def __init__(self, config: MHCConfig, d_model: int, sublayer: int, norm_eps: float) -> None:
+    def __init__(
+        self,
+        config: MHCConfig,
+        d_model: int,
+        sublayer: int,
+        norm_eps: float,
+        normalises: bool = True,
+    ) -> None:
+        """Parameters at their initial values.
+
+        Args:
+            config: streams and presets.
+            d_model: c.
+            sublayer: index of the sublayer, from 0.
+            norm_eps: of every RMSNorm here.
+            normalises: what the sublayer reads comes with its RMSNorm (without weight); false gives
+                the sum itself, for a norm of another kind.
+        """
         super().__init__()
         self.config = config
+        self.normalises = normalises
         self.sublayer = sublayer
         self._norm_eps = norm_eps
         k = 2 * config.n_streams + config.n_res_logits
@@ -121,11 +139,12 @@ class HyperConnection(nn.Module):
             x: (..., n, c) streams, any floating dtype; the coefficients are computed in float32.
 
         Returns:
-            norm(sum_i H_pre_i x_i), (..., c) of the dtype of x, and the coefficients.
+            norm(sum_i H_pre_i x_i), (..., c) of the dtype of x, and the coefficients. The norm is
+            left out without `normalises`.
         """
         with torch.autocast(x.device.type, enabled=False):
             x, lead = _tokens(x, 2), x.shape[:-2]
-            if kernels.takes_triton(x, self.config):
+            if kernels.takes_triton(x, self.config, self.normalises):
                 parts = (*self._parameters_of(), self.norm_eps, self.config.tau)
                 return _entered(kernels.library.enter(x[:, None], *parts), lead)
             return self._finish(kernels.enter(x, *self._parameters_of(), self.norm_eps), lead)
@@ -142,7 +161,7 @@ class HyperConnection(nn.Module):
         """
         lead = e.shape[:-1]
         with torch.autocast(e.device.type, enabled=False):
-            if kernels.takes_triton(e, self.config):
+            if kernels.takes_triton(e, self.config, self.normalises):
                 x = e[..., None, :] + stream_embedding.to(e.dtype)
                 return x, *self.enter(x)
             parameters = self._parameters_of()
@@ -171,7 +190,7 @@ class HyperConnection(nn.Module):
         The mean, not the sum: at init the streams are copies and their mean is the plain model.
         """
         with torch.autocast(x.device.type, enabled=False):
-            if kernels.takes_triton(x, self.config):
+            if kernels.takes_triton(x, self.config, self.normalises):
                 departure = _triton_departure(x, y, coefficients, gate)
                 return kernels.library.collapse(*departure).view_as(y)
             return kernels.collapse(*_departure(x, y, coefficients, gate)).view_as(y)
@@ -186,7 +205,7 @@ class HyperConnection(nn.Module):
         """
         lead = x.shape[:-2]
         with torch.autocast(x.device.type, enabled=False):
-            if kernels.takes_triton(x, self.config):
+            if kernels.takes_triton(x, self.config, self.normalises):
                 parts = (*self._parameters_of(), self.norm_eps, self.config.tau)
                 rows = _triton_departure(x, y, previous, gate)
                 new, entered = kernels.library.cross(*rows, *parts)
@@ -226,7 +245,8 @@ class HyperConnection(nn.Module):
             _unflatten(entry.post, lead),
             _unflatten(self._project(entry.logits), lead),
         )
-        return _unflatten(rms_norm(entry.u, self.norm_eps), lead), coefficients
+        u = rms_norm(entry.u, self.norm_eps) if self.normalises else entry.u
+        return _unflatten(u, lead), coefficients
 
     def _project(self, logits: Tensor) -> Tensor:
         """(..., number of logits) -> (..., n, n) doubly stochastic."""

@@ -1,9 +1,8 @@
-"""The decoder: nanochat's GPT-2-like model of October 2025, plain or with mHC streams.
+"""The decoder: plain or with mHC streams, of nanochat's architecture unless configured otherwise.
 
-- rotary positions, no learned ones; RMSNorm on queries and keys
-- RMSNorm without weight, also right after the token embedding
-- relu squared in the mlp, no biases anywhere, untied embedding and head
-- logits soft-capped at 15
+- nanochat's of October 2025: rotary positions, RMSNorm on queries and keys, RMSNorm without weight
+  also right after the token embedding, relu squared, no biases, untied head, logits soft-capped
+- the switches of `ModelConfig` make it a Llama, a Qwen3 or OpenAI's GPT-2
 - with `config.mhc`: n residual streams and per-token mixing around every sublayer, steered by
   gates that are an argument of the forward pass, one row per sequence
 
@@ -16,17 +15,21 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import cast
+from typing import Any, TypeVar, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from mhc_model.cache import KVCache
 from mhc_model.config import MHCConfig, ModelConfig
 from mhc_model.connections import Coefficients, HyperConnection
 from mhc_model.errors import EngineError, GateError
 from mhc_model.gates import GateValues, allowed_gates, expand_gates
-from mhc_model.layers import MLP, Attend, Attention, rms_norm, rope_table
+from mhc_model.layers import MLP, Attend, Attention, Norm, rms_norm, rope_table
+
+T = TypeVar("T")
 
 
 class Layer(nn.Module):
@@ -36,15 +39,17 @@ class Layer(nn.Module):
         super().__init__()
         self.config = config
         self.index = index
+        self.attention_norm = Norm(config.norm, config.d_model, config.norm_eps)
         self.attention = Attention(config, index)
+        self.mlp_norm = Norm(config.norm, config.d_model, config.norm_eps)
         self.mlp = MLP(config)
         if config.mhc is not None:
-            first = 2 * index
+            first, is_rms = 2 * index, config.norm != "layer"
             self.attention_connection = HyperConnection(
-                config.mhc, config.d_model, first, config.norm_eps
+                config.mhc, config.d_model, first, config.norm_eps, is_rms
             )
             self.mlp_connection = HyperConnection(
-                config.mhc, config.d_model, first + 1, config.norm_eps
+                config.mhc, config.d_model, first + 1, config.norm_eps, is_rms
             )
 
 
@@ -67,38 +72,57 @@ class Decoder(nn.Module):
     Attributes:
         watch: None, or a function that sees the streams and coefficients of every forward pass
             (`mhc_model.routing` sets it for a while).
+        gradient_checkpointing: keep only what passes between layers for the backward pass, and
+            compute the rest again there.
     """
 
     rope_cos: Tensor
     rope_sin: Tensor
 
-    def __init__(self, config: ModelConfig, seed: int = 0) -> None:
-        """Builds and initialises the weights from `seed`, independently of global state."""
+    def __init__(self, config: ModelConfig, seed: int | None = 0) -> None:
+        """Builds the model.
+
+        Args:
+            config: sizes and architecture.
+            seed: initialises the weights, independently of global state; None leaves all but the
+                hyper-connections as they come, for weights that are loaded next.
+        """
         super().__init__()
         self.config = config
         self.watch: Watch | None = None
+        self.gradient_checkpointing = False
         self._set_gates: Tensor | None = None
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+        if config.positions == "learned":
+            self.position_embedding = nn.Embedding(config.max_seq_len, config.d_model)
         layers = nn.ModuleList(Layer(config, i) for i in range(config.n_layers))
         self.layers = cast("Sequence[Layer]", layers)  # a ModuleList does not tell its type
-        self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.final_norm = Norm(config.norm, config.d_model, config.norm_eps)
+        self.head: nn.Linear | None = None
+        if not config.tied:
+            self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         if config.mhc is not None:
             self.stream_embedding = nn.Parameter(torch.empty(config.mhc.n_streams, config.d_model))
             self.gate_logits = nn.Parameter(torch.empty(config.n_gates))
-            self._warn_if_mixing_is_stuck(config.mhc)
-        cos, sin = rope_table(config)
-        self.register_buffer("rope_cos", cos, persistent=False)
-        self.register_buffer("rope_sin", sin, persistent=False)
-        self.init_weights(seed)
+            if seed is not None:
+                self._warn_if_mixing_is_stuck(config.mhc)
+        if config.positions == "rope":
+            cos, sin = rope_table(config)
+            self.register_buffer("rope_cos", cos, persistent=False)
+            self.register_buffer("rope_sin", sin, persistent=False)
+        if seed is not None:
+            self.init_weights(seed)
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
         """Fills every parameter.
 
-        embedding            N(0, 1)
+        embedding            N(0, 1); N(0, 0.02) where it is the head too
         head                 N(0, 0.001): the first prediction is all but uniform
+        position_embedding   N(0, 0.02)
         o_proj, down_proj    N(0, s / sqrt(2 L)), as GPT-2's
         other matrices       N(0, s), s = min(1, sqrt(fan_out / fan_in)) / sqrt(fan_in)
+        biases, norms        0, 1 (the weights of norms)
         hyper-connections    `HyperConnection.reset_parameters`
         stream_embedding     N(0, mhc.stream_embedding_std)
         gate_logits          logit(mhc.gate_init)
@@ -106,12 +130,19 @@ class Decoder(nn.Module):
         # One generator drawn in this order: a plain and an mHC model of one seed share their
         # embedding and matrices.
         generator = torch.Generator().manual_seed(seed)
-        self.embedding.weight.normal_(0.0, 1.0, generator=generator)
-        # Not zeros: with them no gradient would reach the hyper-connections for three steps.
-        self.head.weight.normal_(0.0, 0.001, generator=generator)
+        self.embedding.weight.normal_(0.0, 0.02 if self.config.tied else 1.0, generator=generator)
+        if self.head is not None:
+            # Not zeros: with them no gradient would reach the hyper-connections for three steps.
+            self.head.weight.normal_(0.0, 0.001, generator=generator)
+        if self.config.positions == "learned":
+            self.position_embedding.weight.normal_(0.0, 0.02, generator=generator)
+        for name, parameter in self.named_parameters():
+            if parameter.ndim == 1 and name.endswith((".bias", "norm.weight")):
+                parameter.fill_(0.0 if name.endswith(".bias") else 1.0)
         for layer in self.layers:
             attention, mlp = layer.attention, layer.mlp
-            inputs = (attention.q_proj, attention.k_proj, attention.v_proj, mlp.up_proj)
+            inputs = [attention.q_proj, attention.k_proj, attention.v_proj, mlp.up_proj]
+            inputs += [mlp.gate_proj] if self.config.mlp == "swiglu" else []
             for linear in (*inputs, attention.o_proj, mlp.down_proj):
                 fan_out, fan_in = linear.weight.shape
                 std = min(1.0, math.sqrt(fan_out / fan_in)) / math.sqrt(fan_in)
@@ -234,44 +265,102 @@ class Decoder(nn.Module):
         b, t = tokens.shape
         gates = self._gate_rows(gates, b)
         attend = self._attend(tokens, cache)
-        x = rms_norm(self.embedding(tokens), self.config.norm_eps)
+        x = self._embed(tokens, cache)
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         if gates is None:
-            for layer in self.layers:
-                x = x + layer.attention(self._norm(x), attend)
-                x = x + layer.mlp(self._norm(x))
+            for index in range(len(self.layers)):
+                x = self._run_layer(self._plain_layer, index, x, attend)
         else:
             x = self._through_streams(x, gates, attend)
         if cache is not None:
             cache.lengths += t
-        return self._norm(x)
+        return self.final_norm(x)
+
+    def _embed(self, tokens: Tensor, cache: KVCache | None) -> Tensor:
+        """(b, t) -> (b, t, c)."""
+        x = self.embedding(tokens)
+        if self.config.positions == "learned":
+            x = x + self.position_embedding(self._positions(tokens, cache))
+        return rms_norm(x, self.config.norm_eps) if self.config.embedding_norm else x
+
+    def _positions(self, tokens: Tensor, cache: KVCache | None) -> Tensor:
+        """(b or 1, t) int64 positions in the context."""
+        if cache is None:
+            return torch.arange(tokens.shape[1], device=tokens.device)[None]
+        # The spare position of the cache may lie one past the context.
+        return cache.positions(tokens.shape[1]).clamp(max=self.config.max_seq_len - 1)
 
     def _through_streams(self, x: Tensor, gates: Tensor, attend: Attend) -> Tensor:
         """(b, t, c) through all sublayers and streams, gates (b, 2L) -> (b, t, c)."""
-        connections, (b, t, _) = self.connections(), x.shape
+        b, t, _ = x.shape
         # Tokens are flat between the sublayers, each with the gates of its sequence.
-        token_gates = gates.repeat_interleave(t, dim=0).unbind(1)
-        x, u, coefficients = connections[0].start(x.flatten(0, 1), self.stream_embedding)
-        for k in range(len(connections)):
+        token_gates = gates.repeat_interleave(t, dim=0)
+        x, u, coefficients = self.connections()[0].start(x.flatten(0, 1), self.stream_embedding)
+        for index in range(len(self.layers)):
+            x, u, coefficients = self._run_layer(
+                self._stream_layer, index, x, u, coefficients, gates, token_gates, attend
+            )
+        return u.unflatten(0, (b, t))
+
+    def _stream_layer(
+        self,
+        index: int,
+        x: Tensor,
+        u: Tensor,
+        coefficients: Coefficients,
+        gates: Tensor,
+        token_gates: Tensor,
+        attend: Attend,
+    ) -> tuple[Tensor, Tensor, Coefficients]:
+        """One layer: from what its attention reads to what the next layer's reads.
+
+        Args:
+            index: of the layer.
+            x: (b t, n, c) streams before the attention.
+            u: (b t, c) what the attention reads of them.
+            coefficients: of the attention's connection.
+            gates: (b, 2L).
+            token_gates: (b t, 2L).
+            attend: positions and cache.
+
+        Returns:
+            The same three of the next layer. After the last one u is the mean of the streams.
+        """
+        connections, layer, shape = self.connections(), self.layers[index], (len(gates), -1)
+        for k in (2 * index, 2 * index + 1):
             if self.watch is not None:
-                now = Coefficients(*(value.unflatten(0, (b, t)) for value in coefficients))
-                self.watch(k, x.unflatten(0, (b, t)), now, gates[:, k])
-            layer, u = self.layers[k // 2], u.unflatten(0, (b, t))
-            y = (layer.mlp(u) if k % 2 else layer.attention(u, attend)).flatten(0, 1)
-            if k + 1 < len(connections):
-                x, u, coefficients = connections[k + 1].cross(x, y, coefficients, token_gates[k])
-        return connections[-1].collapse(x, y, coefficients, token_gates[-1]).unflatten(0, (b, t))
+                now = Coefficients(*(value.unflatten(0, shape) for value in coefficients))
+                self.watch(k, x.unflatten(0, shape), now, gates[:, k])
+            u = u.unflatten(0, shape)
+            if k % 2:
+                y = layer.mlp(layer.mlp_norm(u, is_rms=True)).flatten(0, 1)
+            else:
+                y = layer.attention(layer.attention_norm(u, is_rms=True), attend).flatten(0, 1)
+            gate = token_gates[:, k]
+            if k + 1 == len(connections):
+                return x, connections[k].collapse(x, y, coefficients, gate), coefficients
+            x, u, coefficients = connections[k + 1].cross(x, y, coefficients, gate)
+        return x, u, coefficients
+
+    def _plain_layer(self, index: int, x: Tensor, attend: Attend) -> Tensor:
+        layer = self.layers[index]
+        x = x + layer.attention(layer.attention_norm(x), attend)
+        return x + layer.mlp(layer.mlp_norm(x))
+
+    def _run_layer(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Calls a layer; with `gradient_checkpointing` once more in the backward pass."""
+        if not (self.gradient_checkpointing and torch.is_grad_enabled()):
+            return function(*arguments)
+        return checkpoint(function, *arguments, use_reentrant=False)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., c) from `hidden` -> (..., v) float32 logits, soft-capped."""
-        logits = self.head(hidden).float()
+        weight = self.embedding.weight if self.head is None else self.head.weight
+        logits = F.linear(hidden, weight).float()
         if self.config.softcap is None:
             return logits
         return self.config.softcap * torch.tanh(logits / self.config.softcap)
-
-    def _norm(self, x: Tensor) -> Tensor:
-        return rms_norm(x, self.config.norm_eps)
 
     def _gate_rows(self, gates: Tensor | None, batch: int) -> Tensor | None:
         if self.config.mhc is None:
@@ -295,30 +384,45 @@ class Decoder(nn.Module):
                 raise EngineError(
                     f"sequence of {t} tokens exceeds the context of {self.config.max_seq_len}"
                 )
-            return Attend(self.rope_cos[None, None, :t], self.rope_sin[None, None, :t])
+            return Attend(*self._turns(self._positions(tokens, None)))
         if cache.rows != b:
             raise EngineError(
                 f"{b} sequences for a cache of {cache.rows} rows; give a cache of as many rows, "
                 f"for example cache.slice(0, {b})"
             )
         width, positions = cache.attended(t), cache.positions(t)
-        # The spare position of the cache may lie one past the context.
-        turns = positions.clamp(max=self.config.max_seq_len - 1)
-        cos, sin = self.rope_cos[turns][:, None], self.rope_sin[turns][:, None]
+        cos, sin = self._turns(self._positions(tokens, cache))
         if width == t:  # nothing came before
             return Attend(cos, sin, cache, positions)
         attended = torch.arange(width, device=tokens.device)
         mask = attended <= positions[:, None, :, None]
         return Attend(cos, sin, cache, positions, mask)
 
+    def _turns(self, positions: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """cos and sin at positions (b or 1, t), each (b or 1, 1, t, d / 2)."""
+        if self.config.positions != "rope":
+            return None, None
+        return self.rope_cos[positions][:, None], self.rope_sin[positions][:, None]
+
     def count_parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters())
+
+    @classmethod
+    def describe(cls, config: ModelConfig) -> str:
+        """The size of a model of this configuration, in words, without building it."""
+        with torch.device("meta"):
+            model = cls(config, seed=None)
+            plain = cls(config.model_copy(update={"mhc": None}), seed=None)
+        count = model.count_parameters()
+        streams = f" ({count - plain.count_parameters():,} of them for the streams)"
+        text = f"{count:,} parameters{'' if config.mhc is None else streams}"
+        return f"{text}, {model.estimate_flops():,} FLOPs per token"
 
     def estimate_flops(self) -> int:
         """FLOPs per token of forward and backward at full context (PaLM, arXiv:2204.02311, B).
 
-        6 for each weight of a matrix product, 12 L c T for attention; embedding look-ups are free.
-        The streams' own mixing adds 6 (n * n + 2 n) c per sublayer.
+        6 for each weight of a matrix product, 12 L h d T for attention; look-ups are free. The
+        streams' own mixing adds 6 (n * n + 2 n) c per sublayer.
         """
         config = self.config
         matrices = sum(
@@ -326,7 +430,8 @@ class Decoder(nn.Module):
             for name, parameter in self.named_parameters()
             if parameter.ndim == 2 and not name.endswith(("embedding.weight", "stream_embedding"))
         )
-        attention = 12 * config.n_layers * config.d_model * config.max_seq_len
+        matrices += self.embedding.weight.numel() if config.tied else 0
+        attention = 12 * config.n_layers * config.n_heads * config.head_dim * config.max_seq_len
         mixing = 0
         if config.mhc is not None:
             n = config.mhc.n_streams

@@ -189,7 +189,7 @@ class Engine:
         gates = self._gates_of(request)
         stop_ids = set(request.sampling.stop_token_ids)
         if self.tokenizer is not None and not request.sampling.ignore_eos:
-            stop_ids.add(self.tokenizer.eos_id)
+            stop_ids.update(self.tokenizer.eos_ids)
         blocks = block_names(request.prompt, gates) if self._prefixes.capacity else []
         self._samples[request.id] = request.n
         for index in range(request.n):

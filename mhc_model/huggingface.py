@@ -95,8 +95,11 @@ class MHCGatesForCausalLM(PreTrainedModel, GenerationMixin):
         """
         if not isinstance(module, Decoder):
             return
-        for name, table in zip(("rope_cos", "rope_sin"), rope_table(module.config), strict=True):
-            init.copy_(module.get_buffer(name), table)
+        if module.config.positions == "rope":
+            for name, table in zip(
+                ("rope_cos", "rope_sin"), rope_table(module.config), strict=True
+            ):
+                init.copy_(module.get_buffer(name), table)
         for connection in module.connections():
             init.copy_(connection.columns, scale_columns(connection.config))
         parameters = list(module.parameters())
@@ -110,7 +113,7 @@ class MHCGatesForCausalLM(PreTrainedModel, GenerationMixin):
         return self.model.embedding
 
     def get_output_embeddings(self) -> nn.Module:
-        return self.model.head
+        return self.model.embedding if self.model.head is None else self.model.head
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.model.embedding = value

@@ -21,10 +21,38 @@ def rms_norm(x: Tensor, eps: float) -> Tensor:
     return F.rms_norm(x, (x.shape[-1],), eps=eps)
 
 
+class Norm(nn.Module):
+    """The norm over the last axis that `ModelConfig.norm` names; without parameters for "rms"."""
+
+    def __init__(self, kind: str, width: int, eps: float) -> None:
+        super().__init__()
+        self.kind = kind
+        self.eps = eps
+        if kind != "rms":
+            self.weight = nn.Parameter(torch.ones(width))
+        if kind == "layer":
+            self.bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Tensor, is_rms: bool = False) -> Tensor:
+        """x: (..., c) -> (..., c) of its dtype.
+
+        Args:
+            x: what to normalise.
+            is_rms: x has gone through an RMSNorm without weight, where that is a part of this norm.
+        """
+        if self.kind == "layer":
+            weight, bias = self.weight.float(), self.bias.float()
+            return F.layer_norm(x.float(), weight.shape, weight, bias, self.eps).to(x.dtype)
+        x = x if is_rms else rms_norm(x, self.eps)
+        return x if self.kind == "rms" else (x * self.weight).to(x.dtype)
+
+
 def rope_table(config: ModelConfig) -> tuple[Tensor, Tensor]:
     """cos and sin, each (max_seq_len, d / 2) float32."""
     half = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
-    angles = torch.outer(torch.arange(config.max_seq_len).float(), config.rope_base**-half)
+    # The reciprocal of the power, as everyone computes it: a last bit is 1e-3 at position 8192.
+    frequencies = 1.0 / config.rope_base**half
+    angles = torch.outer(torch.arange(config.max_seq_len).float(), frequencies)
     return angles.cos(), angles.sin()
 
 
@@ -37,25 +65,28 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class Attend(NamedTuple):
     """Where the tokens of a forward pass stand, and what they may look at."""
 
-    cos: Tensor  # (b or 1, 1, t, d / 2)
-    sin: Tensor
+    cos: Tensor | None  # (b or 1, 1, t, d / 2); None where positions are not rotary
+    sin: Tensor | None
     cache: KVCache | None = None
     positions: Tensor | None = None  # (b, t), with a cache
     mask: Tensor | None = None  # (b, 1, t, s), True is seen; None is causal, nothing came before
 
 
 class Attention(nn.Module):
-    """Causal self-attention: rotary positions, then RMSNorm on queries and keys, no bias."""
+    """Causal self-attention: grouped heads, rotary positions, RMSNorm on queries and keys."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.config = config
         self.layer = layer
-        width, kv_width = config.d_model, config.kv_heads * config.head_dim
-        self.q_proj = nn.Linear(width, width, bias=False)
-        self.k_proj = nn.Linear(width, kv_width, bias=False)
-        self.v_proj = nn.Linear(width, kv_width, bias=False)
-        self.o_proj = nn.Linear(width, width, bias=False)
+        width, kv_width = (n * config.head_dim for n in (config.n_heads, config.kv_heads))
+        self.q_proj = nn.Linear(config.d_model, width, bias=config.biases)
+        self.k_proj = nn.Linear(config.d_model, kv_width, bias=config.biases)
+        self.v_proj = nn.Linear(config.d_model, kv_width, bias=config.biases)
+        self.o_proj = nn.Linear(width, config.d_model, bias=config.biases)
+        if config.qk_norm != "none":
+            self.q_norm = Norm(config.qk_norm, config.head_dim, config.norm_eps)
+            self.k_norm = Norm(config.qk_norm, config.head_dim, config.norm_eps)
 
     def forward(self, x: Tensor, attend: Attend) -> Tensor:
         """x: (b, t, c) -> (b, t, c)."""
@@ -63,8 +94,7 @@ class Attention(nn.Module):
         q = rearrange(self.q_proj(x), "b t (h d) -> b h t d", d=d)
         k = rearrange(self.k_proj(x), "b t (h d) -> b h t d", d=d)
         v = rearrange(self.v_proj(x), "b t (h d) -> b h t d", d=d)
-        q = rms_norm(apply_rope(q, attend.cos, attend.sin), self.config.norm_eps)
-        k = rms_norm(apply_rope(k, attend.cos, attend.sin), self.config.norm_eps)
+        q, k = self._turn(q, k, attend)
         if attend.cache is not None and attend.positions is not None:
             attend.cache.write(self.layer, attend.positions, k, v)
             if attend.mask is not None:
@@ -80,16 +110,34 @@ class Attention(nn.Module):
         )
         return self.o_proj(rearrange(y, "b h t d -> b t (h d)"))
 
+    def _turn(self, q: Tensor, k: Tensor, attend: Attend) -> tuple[Tensor, Tensor]:
+        """Queries and keys (b, h, t, d), normalised and rotated as the configuration says."""
+        # A norm without weight and a rotation can be swapped; nanochat rotates first.
+        if self.config.qk_norm == "rms_weight":
+            q, k = self.q_norm(q), self.k_norm(k)
+        if attend.cos is not None and attend.sin is not None:
+            q, k = apply_rope(q, attend.cos, attend.sin), apply_rope(k, attend.cos, attend.sin)
+        if self.config.qk_norm == "rms":
+            q, k = self.q_norm(q), self.k_norm(k)
+        return q, k
+
 
 class MLP(nn.Module):
-    """Two matrices with relu squared between them, no bias."""
+    """Two matrices with relu squared or GELU between them, or three for SwiGLU."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        hidden = config.mlp_ratio * config.d_model
-        self.up_proj = nn.Linear(config.d_model, hidden, bias=False)
-        self.down_proj = nn.Linear(hidden, config.d_model, bias=False)
+        self.kind = config.mlp
+        if config.mlp == "swiglu":
+            self.gate_proj = nn.Linear(config.d_model, config.mlp_width, bias=config.biases)
+        self.up_proj = nn.Linear(config.d_model, config.mlp_width, bias=config.biases)
+        self.down_proj = nn.Linear(config.mlp_width, config.d_model, bias=config.biases)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (b, t, c) -> (b, t, c)."""
-        return self.down_proj(F.relu(self.up_proj(x)).square())
+        up = self.up_proj(x)
+        if self.kind == "swiglu":
+            return self.down_proj(F.silu(self.gate_proj(x)) * up)
+        if self.kind == "gelu":
+            return self.down_proj(F.gelu(up, approximate="tanh"))
+        return self.down_proj(F.relu(up).square())

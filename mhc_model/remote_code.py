@@ -12,6 +12,8 @@ from typing import Any
 from mhc_model.config import ModelConfig
 
 MODEL_TYPE = "mhc_gates"
+# ModelConfig.mlp by transformers' names.
+ACTIVATIONS = {"relu2": "relu2", "swiglu": "silu", "gelu": "gelu_new"}
 
 # The classes live in the package: transformers copies this file and would run a stale copy of them.
 REMOTE_CODE = '''"""Lets transformers load this directory with trust_remote_code=True."""
@@ -49,13 +51,13 @@ def shape_entries(config: ModelConfig) -> dict[str, Any]:
     return {
         "vocab_size": config.vocab_size,
         "hidden_size": config.d_model,
-        "intermediate_size": config.mlp_ratio * config.d_model,
+        "intermediate_size": config.mlp_width,
         "num_hidden_layers": config.n_layers,
         "num_attention_heads": config.n_heads,
         "num_key_value_heads": config.kv_heads,
         "head_dim": config.head_dim,
         "max_position_embeddings": config.max_seq_len,
         "rms_norm_eps": config.norm_eps,
-        "hidden_act": "relu2",
-        "tie_word_embeddings": False,
+        "hidden_act": ACTIVATIONS[config.mlp],
+        "tie_word_embeddings": config.tied,
     }

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -136,11 +136,15 @@ def to_yaml(settings: Settings) -> str:
 
 
 def parse_command_line(
-    settings: type[S], prog: str, description: str, argv: Sequence[str] | None = None
+    settings: type[S],
+    prog: str,
+    description: str,
+    argv: Sequence[str] | None = None,
+    summary: Callable[[S], str] | None = None,
 ) -> S:
     """The configuration of a command: `--config FILE` gives the defaults, flags override fields.
 
-    `--dry-run` prints the resolved configuration and exits.
+    `--dry-run` prints the resolved configuration, after it a comment with its `summary`, and exits.
 
     Raises:
         ConfigError: if the file or the resulting configuration is invalid.
@@ -167,6 +171,8 @@ def parse_command_line(
         raise ConfigError(f"{prog}: " + "; ".join(lines)) from None
     if dry_run:
         print(to_yaml(resolved), end="")
+        if summary is not None:
+            print(f"# {summary(resolved)}")
         raise SystemExit(0)
     return resolved
 

@@ -17,7 +17,7 @@ from mhc_model.checkpoint import checkpoint_hash, find_checkpoint
 from mhc_model.errors import ConfigError, MHCError
 from mhc_model.policy import GatePolicy
 from mhc_model.settings import parse_command_line
-from mhc_model.tokenizer import RANKS_FILE
+from mhc_model.tokenizer import FAST_FILE
 from serve.auth import load_keys
 from serve.chat_template import ChatTemplate
 from serve.json_log import STREAMS, JsonLog
@@ -53,7 +53,7 @@ def check_settings(settings: ServeSettings) -> ServeSettings:
         CheckpointError, ConfigError: naming the value and the fix.
     """
     directory = find_checkpoint(settings.checkpoint)
-    if not (directory / RANKS_FILE).exists():
+    if not (directory / FAST_FILE).exists():
         raise ConfigError(f"checkpoint {directory} has no tokenizer; save it with one to serve it")
     if settings.policy is not None:
         check_policy(GatePolicy.load(settings.policy), checkpoint_hash(directory))

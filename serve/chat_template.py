@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 from collections.abc import Sequence
 from datetime import datetime
@@ -57,7 +58,7 @@ class ChatTemplate:
         self.stop = tuple(stop)
         try:
             self._template = environment.from_string(source)
-            self._render(_PROBE, "")
+            self._render(_PROBE, "", "")
         except (TemplateError, TypeError, ValueError, LookupError) as error:
             raise ConfigError(
                 f"the chat template does not render a user message: {error}"
@@ -99,8 +100,9 @@ class ChatTemplate:
     def encode(self, messages: Sequence[dict[str, Any]], tokenizer: Tokenizer) -> list[int]:
         """Token ids of a prompt for the next answer.
 
-        The special token begins it, whether the template writes it or not. Where the template
-        writes it, it is that token; where a message does, it is text like any other.
+        What the model's texts begin with begins it, whether the template writes it or not. Names of
+        special tokens that the template writes are these tokens; in a message they are text like
+        any other.
 
         Args:
             messages: each with `role` and `content`.
@@ -110,23 +112,35 @@ class ChatTemplate:
             jinja2.TemplateError: if the template refuses the messages.
             DataError: as `Tokenizer.encode`.
         """
-        special = tokenizer.special
+        special = tokenizer.special_tokens
         # No message can hold a number drawn after it was written.
-        stand_in = f"\ue000{secrets.token_hex(16)}\ue000"
-        hidden = [
-            {**message, "content": message["content"].replace(special, stand_in)}
-            for message in messages
-        ]
-        parts = self._render(hidden, special).split(special)
-        ids = [tokenizer.bos_id] if parts[0] or len(parts) == 1 else []
-        for position, part in enumerate(parts):
-            ids += [tokenizer.bos_id] if position else []
-            ids += tokenizer.encode(part.replace(stand_in, special))
+        stand_ins = {name: f"\ue000{secrets.token_hex(16)}\ue000" for name in special}
+        names = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or "$^")
+
+        def hide(text: str) -> str:
+            return names.sub(lambda found: stand_ins[found[0]], text)
+
+        hidden = [{**message, "content": hide(message["content"])} for message in messages]
+        of_ids = {token: name for name, token in special.items()}
+        bos = "" if tokenizer.bos_id is None else of_ids.get(tokenizer.bos_id, "")
+        rendered = self._render(hidden, bos, of_ids.get(tokenizer.eos_id, ""))
+        ids: list[int] = []
+        if tokenizer.bos_id is not None and not rendered.startswith(bos or "\0"):
+            ids.append(tokenizer.bos_id)
+        position = 0
+        for found in (*names.finditer(rendered), None):
+            text = rendered[position : found.start() if found else None]
+            for name, stand_in in stand_ins.items():
+                text = text.replace(stand_in, name)
+            ids += tokenizer.encode(text)
+            if found:
+                ids.append(special[found[0]])
+                position = found.end()
         return ids
 
-    def _render(self, messages: Sequence[dict[str, Any]], special: str) -> str:
+    def _render(self, messages: Sequence[dict[str, Any]], bos: str, eos: str) -> str:
         return self._template.render(
-            messages=messages, add_generation_prompt=True, bos_token=special, eos_token=special
+            messages=messages, add_generation_prompt=True, bos_token=bos, eos_token=eos
         )
 
 

@@ -37,13 +37,14 @@ class TokenNames:
     """How each token is called where it stands alone, computed once.
 
     Its text; `bytes:\\x..` where it is no whole character, so that two tokens seldom share a name;
-    the special token's name.
+    names of special tokens.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.bytes = [tokenizer.token_bytes(token) for token in range(tokenizer.vocab_size)]
         self.names = [_name(value) for value in self.bytes]
-        self.names[tokenizer.eos_id] = tokenizer.special
+        for name, token in tokenizer.special_tokens.items():
+            self.names[token] = name
 
     def chat(
         self,

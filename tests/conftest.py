@@ -40,8 +40,10 @@ def _randomise(model: Decoder, seed: int = 0) -> Decoder:
             parameter.copy_(noise)
         elif name.endswith(".base"):
             parameter.add_(noise)
-        elif name.endswith(".scale"):
+        elif name.endswith((".scale", "norm.weight")):
             parameter.copy_(1.0 + 0.2 * noise)
+        elif name.endswith(".bias"):
+            parameter.copy_(0.2 * noise)
         elif name.endswith(".fn"):
             parameter.copy_(noise / parameter.shape[0] ** 0.5)
         elif name in ("stream_embedding", "gate_logits"):

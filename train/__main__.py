@@ -5,15 +5,24 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from mhc_model.decoder import Decoder
 from mhc_model.errors import MHCError
 from mhc_model.settings import parse_command_line
 from train.config import TrainConfig
 
 
+def summary(config: TrainConfig) -> str:
+    """What --dry-run says of the model; a trained vocabulary can turn out smaller."""
+    if config.init_from is not None:
+        return f"the model comes from {config.init_from}"
+    trained = {"vocab_size": config.data.vocab_size} if config.data.tokenizer == "train" else {}
+    return Decoder.describe(config.model.model_copy(update=trained))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     try:
-        config = parse_command_line(TrainConfig, "python -m train", __doc__ or "", argv)
+        config = parse_command_line(TrainConfig, "python -m train", __doc__ or "", argv, summary)
         # Ray reads the authentication mode while it is imported, so this comes first. And --help,
         # --dry-run and configuration errors need not wait for the import.
         ray_arguments = config.ray.init_arguments()

@@ -21,6 +21,7 @@ FREE_ON_RESUME = (
     "keep_last",
     "eval_every",
     "compile",
+    "gradient_checkpointing",
     "workers",
     "ray",
 )
@@ -83,8 +84,16 @@ class OptimizerConfig(Settings):
         description="learning rate of those matrices; Muon's update is scaled to the size of "
         "AdamW's (arXiv:2502.16982)",
     )
-    embedding_lr: float = Field(0.02, gt=0.0, description="learning rate of the token embedding")
+    embedding_lr: float = Field(
+        0.02, gt=0.0, description="learning rate of token and position embedding"
+    )
     head_lr: float = Field(0.004, gt=0.0, description="learning rate of the output head")
+    norm_lr: float = Field(
+        0.01,
+        gt=0.0,
+        description="learning rate of norms and biases, where the model has them; they have no "
+        "weight decay",
+    )
     mhc_lr: float = Field(
         0.01,
         gt=0.0,
@@ -127,6 +136,20 @@ class TrainConfig(Settings):
         "all machines can write",
     )
     seed: int = Field(0, ge=0, description="of weights, order of the data and gate noise")
+    init_from: str | None = Field(
+        None,
+        description="checkpoint or run directory, readable by all workers, whose weights the run "
+        "starts from; it brings the model and, unless data.tokenizer names another, the tokenizer",
+    )
+    sequence_length: int | None = Field(
+        None,
+        ge=1,
+        description="tokens of a training sequence; none is model.max_seq_len. init_from needs it",
+    )
+    trained: Literal["all", "mhc"] = Field(
+        "all",
+        description="what learns: everything, or hyper-connections, stream embedding and gates",
+    )
     steps: int = Field(ge=1, description="optimizer steps of the whole run")
     warmup_steps: int = Field(0, ge=0, description="steps over which learning rates rise linearly")
     warmdown_share: float = Field(
@@ -166,6 +189,9 @@ class TrainConfig(Settings):
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="of the forward pass; weights and optimizer stay float32"
     )
+    gradient_checkpointing: bool = Field(
+        False, description="compute each layer once more in the backward pass, to save memory"
+    )
     compile: bool = Field(False, description="torch.compile the training step")
     log_every: int = Field(10, ge=1, description="steps between progress lines")
     eval_every: int = Field(100, ge=1, description="steps between validations; the end is always")
@@ -194,28 +220,43 @@ class TrainConfig(Settings):
             )
         return name
 
-    @field_validator("storage")
+    @field_validator("storage", "init_from")
     @classmethod
-    def _make_absolute(cls, storage: str) -> str:
+    def _make_absolute(cls, path: str | None) -> str | None:
         # Workers have other working directories.
-        return storage if "://" in storage else os.path.abspath(os.path.expanduser(storage))
+        if path is None or "://" in path:
+            return path
+        return os.path.abspath(os.path.expanduser(path))
 
     @model_validator(mode="after")
     def _check_batch(self) -> TrainConfig:
-        context, workers = self.model.max_seq_len, self.workers.num_workers
+        context, workers = self.context, self.workers.num_workers
         forward = self.device_batch * context * workers
         if self.total_batch_tokens % forward:
             raise ValueError(
                 f"total_batch_tokens {self.total_batch_tokens} is not a multiple of {forward} = "
-                f"device_batch {self.device_batch} x model.max_seq_len {context} x "
+                f"device_batch {self.device_batch} x sequence length {context} x "
                 f"workers.num_workers {workers}"
             )
         return self
 
+    @model_validator(mode="after")
+    def _check_start(self) -> TrainConfig:
+        if self.init_from is not None and self.sequence_length is None:
+            raise ValueError("init_from needs sequence_length, for example 512")
+        if self.init_from is None and self.trained != "all":
+            raise ValueError(f"trained is {self.trained!r}; it needs a model in init_from")
+        return self
+
+    @property
+    def context(self) -> int:
+        """Tokens of a training sequence."""
+        return self.model.max_seq_len if self.sequence_length is None else self.sequence_length
+
     @property
     def batch_sequences(self) -> int:
         """Sequences of one optimizer step, all workers together."""
-        return self.total_batch_tokens // self.model.max_seq_len
+        return self.total_batch_tokens // self.context
 
     def lr_multiplier(self, step: int) -> float:
         """What multiplies every learning rate in step 1, 2, ..., `steps`; in (0, 1]."""

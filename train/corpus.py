@@ -89,7 +89,7 @@ def _tokenize(documents: Sequence[str], tokenizer: Tokenizer) -> np.ndarray:
     dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
     parts = []
     for start in range(0, len(documents), TOKENIZE_AT_ONCE):
-        rows = tokenizer.encode_batch(documents[start : start + TOKENIZE_AT_ONCE], bos=True)
+        rows = tokenizer.encode_documents(documents[start : start + TOKENIZE_AT_ONCE])
         parts.append(np.concatenate([np.asarray(row, dtype=dtype) for row in rows]))
     return np.concatenate(parts)
 
@@ -208,7 +208,7 @@ def _row_text(line: str, where: str) -> str:
 
 def _fingerprint(tokens: np.ndarray, tokenizer: Tokenizer, validation: Sequence[str]) -> str:
     digest = hashlib.sha256(tokens.tobytes())
-    for part in [tokenizer.pattern, *validation]:
+    for part in [tokenizer.rules, *validation]:
         digest.update(part.encode("utf-8", "surrogatepass") + b"\0")
     for token in range(tokenizer.vocab_size):
         digest.update(tokenizer.token_bytes(token) + b"\0")

@@ -12,6 +12,8 @@ import ray.train
 import ray.train.torch
 import yaml
 
+from mhc_model.checkpoint import find_checkpoint, read_model_config
+from mhc_model.config import ModelConfig
 from mhc_model.errors import ConfigError
 from mhc_model.settings import to_yaml, validate_settings
 from train.config import TrainConfig, differing_fields
@@ -53,10 +55,11 @@ def launch(config: TrainConfig, ray_arguments: Mapping[str, Any]) -> None:
         MHCError: if the configuration, the data or the run directory do not allow it.
         ray.train.TrainingFailedError: if workers failed more often than workers.max_failures.
     """
+    config = with_start(config)
     corpus = prepare_corpus(config.data)
     config = with_vocabulary(config, corpus.tokenizer.vocab_size)
     # Refuses a corpus that is too small before anything is written or started.
-    Batches(corpus.tokens, config.model.max_seq_len, config.batch_sequences, config.seed)
+    Batches(corpus.tokens, config.context, config.batch_sequences, config.seed)
     run = RunDirectory(config.storage, config.name)
     check_same_run(run, config, corpus)
     print(
@@ -83,8 +86,42 @@ def launch(config: TrainConfig, ray_arguments: Mapping[str, Any]) -> None:
     )
 
 
+def with_start(config: TrainConfig) -> TrainConfig:
+    """The configuration with the model and the tokenizer that `init_from` brings.
+
+    Raises:
+        CheckpointError: if there is no checkpoint.
+        ConfigError: if other fields contradict it.
+    """
+    if config.init_from is None:
+        return config
+    model = read_model_config(find_checkpoint(config.init_from))
+    if config.model not in (ModelConfig(), model):
+        raise ConfigError("init_from brings its own model: leave out the fields of model")
+    if config.context > model.max_seq_len:
+        raise ConfigError(
+            f"sequence_length is {config.context}; the context of {config.init_from} is "
+            f"{model.max_seq_len}"
+        )
+    if config.trained == "mhc" and model.mhc is None:
+        raise ConfigError(f"trained is 'mhc', but {config.init_from} is plain: convert it first")
+    data = config.data
+    if data.tokenizer == "train":
+        data = data.model_copy(update={"tokenizer": config.init_from})
+    return config.model_copy(update={"model": model, "data": data})
+
+
 def with_vocabulary(config: TrainConfig, vocab_size: int) -> TrainConfig:
-    """The configuration with the model's vocabulary as the tokenizer has it."""
+    """The configuration with the model's vocabulary as the tokenizer has it.
+
+    Raises:
+        ConfigError: if the model of `init_from` has another vocabulary.
+    """
+    if config.init_from is not None and vocab_size != config.model.vocab_size:
+        raise ConfigError(
+            f"the tokenizer {config.data.tokenizer} has {vocab_size} ids, the model in "
+            f"{config.init_from} {config.model.vocab_size}; use the model's tokenizer"
+        )
     model = config.model.model_copy(update={"vocab_size": vocab_size})
     return config.model_copy(update={"model": model})
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
+from mhc_model.checkpoint import load_checkpoint
 from mhc_model.decoder import Decoder
 from mhc_model.errors import MHCError
 from train.config import TrainConfig
@@ -21,7 +22,7 @@ from train.corpus import Corpus
 from train.data import Batches
 from train.metrics import MetricsLog, Progress
 from train.objective import GateNoise, Objective, draw_gate_noise, noise_width
-from train.optimizer import Optimizers
+from train.optimizer import Optimizers, freeze_all_but_mhc
 from train.process_group import ProcessGroup
 from train.resume import find_resume, load_step, save_step
 from train.run_directory import RunDirectory
@@ -48,12 +49,13 @@ class Trainer:
         """
         self.config, self.corpus, self.run, self.group = config, corpus, run, group
         self.step = 0
-        self.decoder = Decoder(config.model, seed=config.seed).to(group.device)
+        self.decoder = self._start().to(group.device)
+        self.decoder.gradient_checkpointing = config.gradient_checkpointing
+        if config.trained == "mhc":
+            freeze_all_but_mhc(self.decoder)
         self.optimizers = Optimizers(self.decoder, config.optimizer)
-        self.validation = Validation(corpus.validation, corpus.tokenizer, group)
-        self.batches = Batches(
-            corpus.tokens, config.model.max_seq_len, config.batch_sequences, config.seed
-        )
+        self.validation = Validation(corpus.validation, corpus.tokenizer, group, config.context)
+        self.batches = Batches(corpus.tokens, config.context, config.batch_sequences, config.seed)
         self.objective = Objective(self.decoder, config.loss_chunk)
         if config.compile:
             self.objective.compile()
@@ -64,6 +66,12 @@ class Trainer:
                 device_ids=[group.device] if group.device.type == "cuda" else None,
                 gradient_as_bucket_view=True,
             )
+
+    def _start(self) -> Decoder:
+        """The model at step 0, in float32."""
+        if self.config.init_from is None:
+            return Decoder(self.config.model, seed=self.config.seed)
+        return load_checkpoint(self.config.init_from, dtype=torch.float32).model.train()
 
     def resume(self) -> None:
         """Goes to the newest whole checkpoint, if the run has one, and removes what lies beyond."""

@@ -18,7 +18,8 @@ from train.config import OptimizerConfig
 # Which parameters a group holds, by name. Every parameter matches exactly one pattern.
 GROUPS = {
     "hidden": r"layers\.\d+\.(attention|mlp)\.\w+_proj\.weight",
-    "embedding": r"embedding\.weight",
+    "embedding": r"(position_)?embedding\.weight",
+    "norm": r"(.*\.)?\w+_norm\.(weight|bias)|layers\.\d+\.(attention|mlp)\.\w+_proj\.bias",
     "head": r"head\.weight",
     "mhc": r"layers\.\d+\.(attention|mlp)_connection\.(fn|base|scale)"
     r"|stream_embedding|gate_logits",
@@ -26,7 +27,7 @@ GROUPS = {
 
 
 def group_parameters(model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
-    """Group -> name -> parameter; empty groups are left out.
+    """Group -> name -> parameter, of those that learn; empty groups are left out.
 
     Raises:
         RuntimeError: if a parameter is in no group: a new kind of parameter needs a decision here.
@@ -38,8 +39,15 @@ def group_parameters(model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
             raise RuntimeError(
                 f"parameter {name!r} is in the groups {matching}, not in exactly one"
             )
-        groups.setdefault(matching[0], {})[name] = parameter
+        if parameter.requires_grad:
+            groups.setdefault(matching[0], {})[name] = parameter
     return groups
+
+
+def freeze_all_but_mhc(model: nn.Module) -> None:
+    """Leaves only hyper-connections, stream embedding and gates to learn."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(re.fullmatch(GROUPS["mhc"], name) is not None)
 
 
 class Optimizers:
@@ -52,6 +60,7 @@ class Optimizers:
             "hidden": config.lr,
             "embedding": config.embedding_lr,
             "head": config.head_lr,
+            "norm": config.norm_lr,
             "mhc": config.mhc_lr,
         }
         adamw, muon = [], []
@@ -65,9 +74,8 @@ class Optimizers:
                 "weight_decay": decay,
             }
             (muon if group == "hidden" and config.hidden == "muon" else adamw).append(options)
-        self._all: list[Optimizer] = [
-            AdamW(adamw, betas=(config.beta1, config.beta2), eps=config.eps)
-        ]
+        betas = (config.beta1, config.beta2)
+        self._all: list[Optimizer] = [AdamW(adamw, betas=betas, eps=config.eps)]
         if muon:
             # match_rms_adamw: one learning rate means the same for matrices of every shape.
             self._all.append(Muon(muon, momentum=config.momentum, adjust_lr_fn="match_rms_adamw"))

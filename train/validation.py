@@ -19,14 +19,19 @@ VALIDATION_GATES: dict[str, GateValues | None] = {"": None, "_gate_0": 0.0, "_ga
 class Validation:
     """The held-out documents, shared out over the workers."""
 
-    def __init__(self, documents: Sequence[str], tokenizer: Tokenizer, group: ProcessGroup) -> None:
+    def __init__(
+        self, documents: Sequence[str], tokenizer: Tokenizer, group: ProcessGroup, context: int
+    ) -> None:
         """Keeps this worker's share, and the size of the whole.
 
         Args:
             documents: all held-out documents, the same on every worker.
             tokenizer: of the model.
             group: the workers.
+            context: tokens of a training sequence, and so of a held-out one: a model that has seen
+                no longer ones is not asked for longer ones.
         """
+        self.context = context
         self.tokenizer = tokenizer
         self.group = group
         self.own = documents[group.rank :: group.size]
@@ -60,7 +65,9 @@ class Validation:
     ) -> dict[str, float | list[float]]:
         bits = 0.0
         if self.own:  # there can be fewer documents than workers
-            bits = self.own_bytes * bits_per_byte(decoder, self.tokenizer, self.own, gates)
+            bits = self.own_bytes * bits_per_byte(
+                decoder, self.tokenizer, self.own, gates, context=self.context
+            )
         bits = self.group.total(bits)
         return {
             f"val_loss{suffix}": bits * math.log(2.0) / self.all_tokens,

@@ -52,19 +52,20 @@ def select(choice: str) -> None:
     _choice = choice
 
 
-def takes_triton(x: Tensor, mhc: MHCConfig) -> bool:
+def takes_triton(x: Tensor, mhc: MHCConfig, normalises: bool = True) -> bool:
     """Whether streams go through the Triton kernels.
 
     Args:
         x: (..., c) of their device, dtype and width: the streams, or what they start from.
         mhc: their number and projection.
+        normalises: the sublayer's norm is an RMSNorm.
 
     Raises:
         ConfigError: if they must and cannot.
     """
     if _choice == "eager" or (_choice == "auto" and not x.is_cuda):
         return False
-    reason = _obstacle(x, mhc)
+    reason = _obstacle(x, mhc, normalises)
     if reason is None:
         return True
     if _choice == "triton":
@@ -75,9 +76,11 @@ def takes_triton(x: Tensor, mhc: MHCConfig) -> bool:
     return False
 
 
-def _obstacle(x: Tensor, mhc: MHCConfig) -> str | None:
+def _obstacle(x: Tensor, mhc: MHCConfig, normalises: bool) -> str | None:
     if not library.is_available(x.device):
         return f"Triton is not installed, or does not run on {x.device.type}"
+    if not normalises:
+        return "the norm before the sublayers is LayerNorm; they have RMSNorm"
     n, c = mhc.n_streams, x.shape[-1]
     if mhc.projection != "limit":
         return f"the projection is {mhc.projection!r}; they have 'limit'"

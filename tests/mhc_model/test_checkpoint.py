@@ -20,7 +20,8 @@ from mhc_model import (
     save_checkpoint,
 )
 from mhc_model.checkpoint import checkpoint_hash
-from mhc_model.tokenizer import GPT2_PATTERN, Tokenizer
+from mhc_model.tiktoken_tokenizer import GPT2_PATTERN, TiktokenTokenizer
+from mhc_model.tokenizer import Tokenizer
 
 FILES = (
     "config.json",
@@ -36,7 +37,7 @@ FILES = (
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return Tokenizer({bytes([i]): i for i in range(256)}, GPT2_PATTERN, "<|end|>")
+    return TiktokenTokenizer({bytes([i]): i for i in range(256)}, GPT2_PATTERN, "<|end|>")
 
 
 @pytest.fixture(scope="module")

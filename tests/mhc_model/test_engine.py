@@ -18,7 +18,8 @@ from mhc_model import (
     SamplingParams,
     expand_gates,
 )
-from mhc_model.tokenizer import GPT2_PATTERN, Tokenizer
+from mhc_model.tiktoken_tokenizer import GPT2_PATTERN, TiktokenTokenizer
+from mhc_model.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,7 @@ def model(tiny_model) -> Decoder:
 @pytest.fixture(scope="module")
 def byte_tokenizer() -> Tokenizer:
     """One token a byte, and the end of document 256."""
-    return Tokenizer({bytes([i]): i for i in range(256)}, GPT2_PATTERN, "<|end|>")
+    return TiktokenTokenizer({bytes([i]): i for i in range(256)}, GPT2_PATTERN, "<|end|>")
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +214,7 @@ def test_endings(alphabet, prompt, parameters, text, tokens, reason):
 def test_stop_inside_a_token_keeps_whole_tokens_only(tiny_model):
     """Tokens of several letters: the text is cut inside one, the tokens before it."""
     ranks = {bytes([i]): i for i in range(256)} | {b"ab": 256, b"cd": 257}
-    tokenizer = Tokenizer(ranks, GPT2_PATTERN, "<|end|>")
+    tokenizer = TiktokenTokenizer(ranks, GPT2_PATTERN, "<|end|>")
     model = Decoder(ModelConfig(vocab_size=259, n_layers=1, n_heads=1, d_model=260))
     with torch.no_grad():
         model.embedding.weight.copy_(torch.eye(259, 260))

@@ -12,7 +12,7 @@ import torch
 from mhc_model import Decoder, Engine, EngineError, ModelConfig, Request, SamplingParams
 from mhc_model.cache import KVCache
 from mhc_model.prefix_cache import BLOCK, block_names
-from mhc_model.tokenizer import GPT2_PATTERN, Tokenizer
+from mhc_model.tiktoken_tokenizer import GPT2_PATTERN, TiktokenTokenizer
 
 GATES = [None, 0, 1, 0.5, [0.1, 0.9, 0.4], [0.0, 1.0, 0.2, 0.8, 0.6, 0.3], (1.0, 0.0, 1.0), 0.25]
 
@@ -222,7 +222,7 @@ def test_refuses_bad_logprob_parameters(parameters):
 @pytest.fixture(scope="module")
 def alphabet() -> Engine:
     """Continues a with b, ... y with the two bytes of é, and these with z, which ends it."""
-    tokenizer = Tokenizer({bytes([i]): i for i in range(256)}, GPT2_PATTERN, "<|end|>")
+    tokenizer = TiktokenTokenizer({bytes([i]): i for i in range(256)}, GPT2_PATTERN, "<|end|>")
     size = tokenizer.vocab_size
     model = Decoder(ModelConfig(vocab_size=size, n_layers=1, n_heads=1, d_model=258))
     chain = [*range(ord("a"), ord("z")), *"é".encode(), ord("z"), size - 1]
@@ -276,7 +276,7 @@ def test_streamed_text_is_certain(alphabet, parameters, pieces):
 
 def test_streams_of_many_samples_join_to_their_completions(model):
     ranks = {bytes([i]): i for i in range(256)}
-    tokenizer = Tokenizer(ranks, GPT2_PATTERN, "<|end|>")
+    tokenizer = TiktokenTokenizer(ranks, GPT2_PATTERN, "<|end|>")
     wide = Decoder(ModelConfig(vocab_size=257, n_layers=1, n_heads=1, d_model=32, max_seq_len=64))
     engine = Engine(wide, tokenizer, max_batch=3)
     sampling = SamplingParams(

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mhc_model.errors import CheckpointError, ConfigError, DataError
-from mhc_model.tokenizer import DIGITS_PATTERN, MAX_WHITESPACE_RUN, Tokenizer
+from mhc_model.tiktoken_tokenizer import DIGITS_PATTERN, MAX_WHITESPACE_RUN, TiktokenTokenizer
+from mhc_model.tokenizer import Tokenizer
 
 CORPUS = [
     "Question: Tom has 12 apples and buys 7 more. How many apples has he?\nAnswer: 19\n",
@@ -106,7 +107,7 @@ def test_vocabularies_that_no_training_made(tmp_path: Path) -> None:
     """A token that no merge reaches, and one whose part has a higher rank than it."""
     extra = [b"qrs", b"abc", b"ab", b"cab"]
     ranks = {bytes([i]): i for i in range(256)} | {t: 256 + i for i, t in enumerate(extra)}
-    tokenizer = Tokenizer(ranks, DIGITS_PATTERN, "<|bos|>")
+    tokenizer = TiktokenTokenizer(ranks, DIGITS_PATTERN, "<|bos|>")
     fast = load_fast(tokenizer, tmp_path)
     for text in ["qrs", "xqrs", "abc", "xabc", "abcab", "cabcabab", "abcabcqrs qrs"]:
         assert fast.encode(text).ids == tokenizer.encode(text)
@@ -233,9 +234,9 @@ def test_unusable_vocabularies(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"cut\.tiktoken\.gz"):
         Tokenizer.from_tiktoken_file(path)
     with pytest.raises(DataError, match="lacks 1 of the 256 single bytes"):
-        Tokenizer({bytes([i]): i for i in range(255)}, DIGITS_PATTERN, "<|bos|>")
+        TiktokenTokenizer({bytes([i]): i for i in range(255)}, DIGITS_PATTERN, "<|bos|>")
     with pytest.raises(DataError, match="regular expression"):
-        Tokenizer({bytes([i]): i for i in range(256)}, "(", "<|bos|>")
+        TiktokenTokenizer({bytes([i]): i for i in range(256)}, "(", "<|bos|>")
 
 
 def test_gz_equals_plain(tmp_path: Path) -> None:

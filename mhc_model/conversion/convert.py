@@ -1,0 +1,163 @@
+"""A pretrained model as a checkpoint of ours, plain or with mHC streams.
+
+    python -m mhc_model convert --source DIR_OR_HUB_NAME_OR_GGUF --streams 4 --out DIR
+
+The streams start as copies of one another, H_post is 1, H_res is doubly stochastic and H_pre sums
+to 1: whatever a sublayer reads, writes and passes on is what it was, so the converted model equals
+the original whatever its gates. It can learn all the same: each sublayer reads another stream more
+than the others, so the gradients of H_post differ, and after one step so do the streams.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import Field
+
+from mhc_model.checkpoint import Checkpoint, cast_matrices, load_checkpoint, save_checkpoint
+from mhc_model.config import PRESETS, MHCConfig, ModelConfig
+from mhc_model.conversion.families import family_of
+from mhc_model.conversion.sources import Source, read_source
+from mhc_model.conversion.state_dicts import from_transformers
+from mhc_model.decoder import Decoder
+from mhc_model.errors import ConfigError
+from mhc_model.settings import Settings, parse_command_line, validate_settings
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def convert(
+    source: str | Path,
+    out: str | Path,
+    streams: int = 4,
+    preset: str = "default",
+    *,
+    max_seq_len: int | None = None,
+    dtype: torch.dtype | None = None,
+    overwrite: bool = False,
+) -> Checkpoint:
+    """Writes the checkpoint of a pretrained model.
+
+    Args:
+        source: what `read_source` takes.
+        out: the checkpoint directory to create.
+        streams: 2 to 8; 0 keeps the model plain.
+        preset: of the hyper-connections, a name in `PRESETS`.
+        max_seq_len: a shorter context than the original's, for smaller tables and caches.
+        dtype: of the matrices; None keeps the source's.
+        overwrite: replace an existing checkpoint.
+
+    Returns:
+        The checkpoint, loaded from `out`.
+
+    Raises:
+        CheckpointError: naming file and key, if the source is not what it should be.
+        ConfigError: for streams or a preset that cannot be equal to the original.
+    """
+    mhc = None if streams == 0 else equal_at_init(preset, streams)
+    found = read_source(source)
+    model = build(found, mhc, max_seq_len)
+    if dtype is not None:
+        cast_matrices(model, dtype)
+    metadata = {"converted_from": {"source": found.name, "family": found.entries["model_type"]}}
+    save_checkpoint(out, model, found.tokenizer, metadata, overwrite)
+    return load_checkpoint(out)
+
+
+def build(source: Source, mhc: MHCConfig | None = None, max_seq_len: int | None = None) -> Decoder:
+    """The decoder with a source's weights, in their dtype; hyper-connections as at init.
+
+    Raises:
+        CheckpointError, ConfigError: as `convert`.
+    """
+    family = family_of(source.entries, str(source.config_file))
+    config = family.model_config(source.entries, str(source.config_file))
+    state = from_transformers(family, config, source.tensors, source.file_of)
+    config = config.model_copy(update={"mhc": mhc})
+    if max_seq_len is not None:
+        config = _shorter(config, max_seq_len)
+        if config.positions == "learned":
+            state["position_embedding.weight"] = state["position_embedding.weight"][:max_seq_len]
+    model = Decoder(config, seed=None)
+    with torch.no_grad():
+        if mhc is not None:
+            model.stream_embedding.zero_()
+            model.gate_logits.fill_(math.log(mhc.gate_init / (1.0 - mhc.gate_init)))
+    model.load_state_dict(model.state_dict() | state, assign=True)
+    return model.eval()
+
+
+def _shorter(config: ModelConfig, max_seq_len: int) -> ModelConfig:
+    if not 1 <= max_seq_len <= config.max_seq_len:
+        raise ConfigError(
+            f"max_seq_len is {max_seq_len}; the original allows 1 to {config.max_seq_len}"
+        )
+    return config.model_copy(update={"max_seq_len": max_seq_len})
+
+
+def equal_at_init(preset: str, streams: int) -> MHCConfig:
+    """The preset with identical streams and an H_pre that sums to 1.
+
+    A norm removes the scale of what a sublayer reads only as far as its epsilon is negligible; with
+    Llama's 1e-5 it is not. So H_pre keeps the preset's proportions and loses its scale.
+
+    Raises:
+        ConfigError: for an unknown preset, one whose projections are not zero, or a number of
+            streams that it does not allow.
+    """
+    values = {"preset": preset, "n_streams": streams, "stream_embedding_std": 0.0}
+    mhc = validate_settings(MHCConfig, values, "convert")
+    if mhc.projection_std > 0.0:
+        raise ConfigError(
+            f"the preset {preset!r} has random projections (projection_std {mhc.projection_std}): "
+            f"it is not the original at init; take another of {', '.join(PRESETS)}"
+        )
+    own, others = (1.0 / (1.0 + math.exp(-b)) for b in (mhc.pre_own, mhc.pre_others))
+    total = own + (streams - 1) * others
+    scaled = [math.log(p / (1.0 - p)) for p in (own / total, others / total)]
+    return mhc.model_copy(update={"pre_own": scaled[0], "pre_others": scaled[1]})
+
+
+class ConvertSettings(Settings):
+    """Arguments of the command."""
+
+    source: str = Field(
+        description="a directory with config.json and safetensors, a GGUF file, or a name on the "
+        "Hugging Face hub"
+    )
+    out: str = Field(description="the checkpoint directory to create")
+    streams: int = Field(4, ge=0, le=8, description="residual streams; 0 keeps the model plain")
+    preset: str = Field("default", description="of the hyper-connections")
+    max_seq_len: int | None = Field(None, ge=1, description="a context shorter than the original's")
+    dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
+        None, description="of the matrices; none keeps the source's"
+    )
+    overwrite: bool = Field(False, description="replace an existing checkpoint")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status."""
+    settings = parse_command_line(
+        ConvertSettings, "python -m mhc_model convert", __doc__ or "", argv
+    )
+    checkpoint = convert(
+        settings.source,
+        settings.out,
+        settings.streams,
+        settings.preset,
+        max_seq_len=settings.max_seq_len,
+        dtype=None if settings.dtype is None else DTYPES[settings.dtype],
+        overwrite=settings.overwrite,
+    )
+    model = checkpoint.model
+    kind = "plain" if model.config.mhc is None else f"{model.config.mhc.n_streams} streams"
+    print(
+        f"{checkpoint.path}: {kind}, {model.count_parameters():,} parameters, "
+        f"{'no tokenizer' if checkpoint.tokenizer is None else 'with its tokenizer'}, "
+        f"content hash {checkpoint.content_hash[:12]}"
+    )
+    return 0

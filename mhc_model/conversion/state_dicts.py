@@ -1,0 +1,106 @@
+"""State dicts of transformers' models as ours and back: pure functions on dictionaries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from mhc_model.config import ModelConfig
+from mhc_model.conversion.families import Family, Rule
+from mhc_model.decoder import Decoder
+from mhc_model.errors import CheckpointError
+
+
+def plain_shapes(config: ModelConfig) -> dict[str, torch.Size]:
+    """Our names and shapes of the model without its streams."""
+    with torch.device("meta"):
+        model = Decoder(config.model_copy(update={"mhc": None}), seed=None)
+    return {name: value.shape for name, value in model.state_dict().items()}
+
+
+def from_transformers(
+    family: Family,
+    config: ModelConfig,
+    tensors: Mapping[str, Tensor],
+    file_of: Callable[[str], str] = lambda key: "the state dict",
+) -> dict[str, Tensor]:
+    """Their state dict as ours, without streams.
+
+    Args:
+        family: whose keys they are.
+        config: from `family.model_config`.
+        tensors: by their keys; a tied head may be there if it equals the embedding.
+        file_of: key -> the file that has it or should, for errors.
+
+    Returns:
+        Our keys; tensors are views where the layout allows it.
+
+    Raises:
+        CheckpointError: naming file and key, if one is missing, unexpected or of a wrong shape.
+    """
+    tensors = usual_keys(family, config, tensors, file_of)
+    shapes = plain_shapes(config)
+    state: dict[str, Tensor] = {}
+    for rule in family.rules_of(config):
+        if rule.theirs not in tensors:
+            raise CheckpointError(
+                f"{file_of(rule.theirs)} lacks the tensor {rule.theirs!r}, which a {family.name} "
+                f"of {config.n_layers} layers has"
+            )
+        tensor, expected = tensors[rule.theirs], _their_shape(rule, shapes, config)
+        if tensor.shape != expected:
+            raise CheckpointError(
+                f"{file_of(rule.theirs)}: {rule.theirs!r} has shape {tuple(tensor.shape)}, "
+                f"config.json makes it {tuple(expected)}"
+            )
+        state |= zip(rule.ours, rule.layout.split(tensor, config), strict=True)
+    return state
+
+
+def to_transformers(
+    family: Family, config: ModelConfig, state: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Our state dict as theirs; what belongs to the streams is left out."""
+    return {
+        rule.theirs: rule.layout.join(tuple(state[name] for name in rule.ours), config)
+        for rule in family.rules_of(config)
+    }
+
+
+def _their_shape(rule: Rule, shapes: Mapping[str, torch.Size], config: ModelConfig) -> torch.Size:
+    ours = tuple(torch.empty(shapes[name], device="meta") for name in rule.ours)
+    return rule.layout.join(ours, config).shape
+
+
+def usual_keys(
+    family: Family,
+    config: ModelConfig,
+    tensors: Mapping[str, Tensor],
+    file_of: Callable[[str], str],
+) -> dict[str, Tensor]:
+    """The tensors of the rules under the rules' keys, some of which may be missing.
+
+    Raises:
+        CheckpointError: if there are others, or a tied head differs from the embedding.
+    """
+    kept = {k: v for k, v in tensors.items() if not k.endswith(family.ignored)}
+    known = {rule.theirs for rule in family.rules_of(config)}
+    if not any(key.startswith(family.prefix) for key in kept):
+        kept = {k if k in known else family.prefix + k: v for k, v in kept.items()}
+    embedding = family.rules_of(config)[0].theirs
+    if config.tied and family.head in kept:
+        if embedding in kept and not torch.equal(kept[family.head], kept[embedding]):
+            raise CheckpointError(
+                f"{file_of(family.head)}: {family.head!r} differs from {embedding!r}, but "
+                f"config.json ties them (tie_word_embeddings)"
+            )
+        del kept[family.head]
+    unexpected = sorted(set(kept) - known)
+    if unexpected:
+        raise CheckpointError(
+            f"{file_of(unexpected[0])} has the tensor {unexpected[0]!r}, which a {family.name} of "
+            f"{config.n_layers} layers does not have"
+        )
+    return kept

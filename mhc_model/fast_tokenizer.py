@@ -1,0 +1,214 @@
+"""Byte-level BPE as converted models bring it: their tokenizer.json, through `tokenizers`.
+
+A saved tokenizer keeps the files of the source. Our part of tokenizer_config.json is `mhc_gates`:
+the size of the model's vocabulary, which is often padded, and the tokens that begin and end texts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from mhc_model.bpe_export import byte_alphabet
+from mhc_model.errors import CheckpointError
+from mhc_model.tokenizer import CONFIG_FILE, FAST_FILE, Tokenizer, without_surrogates
+
+TEMPLATE_FILE = "chat_template.jinja"
+
+
+class FastTokenizer(Tokenizer):
+    """A tokenizer.json that is byte-level BPE."""
+
+    def __init__(
+        self,
+        files: Mapping[str, bytes],
+        vocab_size: int,
+        bos_id: int | None,
+        eos_ids: Sequence[int],
+        source: str = "the tokenizer",
+    ) -> None:
+        """Builds a tokenizer.
+
+        Args:
+            files: name -> content; tokenizer.json, and whatever is to be kept with it.
+            vocab_size: of the model.
+            bos_id: what the model's texts begin with, if anything.
+            eos_ids: at which they end, at least one.
+            source: named in errors.
+
+        Raises:
+            CheckpointError: if tokenizer.json is malformed or of another kind, has an id beyond
+                vocab_size, or there is no eos id.
+        """
+        self._kept = dict(files)
+        self.vocab_size = vocab_size
+        self.bos_id = bos_id
+        self.eos_ids = tuple(eos_ids)
+        self.source = source
+        if not self.eos_ids:
+            raise CheckpointError(f"{source} names no end-of-text token (eos_token)")
+        self._fast = _read_fast(self._kept[FAST_FILE], source)
+        added = self._fast.get_added_tokens_decoder()
+        self.special_tokens = {t.content: i for i, t in added.items() if t.special}
+        self._bytes = _token_bytes(self._fast, vocab_size, source)
+        for name, token in (("bos", bos_id), *(("eos", i) for i in self.eos_ids)):
+            if token is not None and not 0 <= token < vocab_size:
+                raise CheckpointError(
+                    f"{source}: {name} id {token} is outside the vocabulary of 0 to "
+                    f"{vocab_size - 1}"
+                )
+
+    @classmethod
+    def from_files(
+        cls,
+        files: Mapping[str, bytes],
+        vocab_size: int | None = None,
+        eos_ids: Sequence[int] = (),
+        source: str = "the tokenizer",
+    ) -> FastTokenizer:
+        """A source's own tokenizer.
+
+        Args:
+            files: tokenizer.json and, as far as there are any, tokenizer_config.json and
+                chat_template.jinja.
+            vocab_size: of the model; None takes the tokenizer's.
+            eos_ids: those that the model's own configuration names; the tokenizer's is added.
+            source: named in errors.
+
+        Raises:
+            CheckpointError: as the constructor, or if tokenizer_config.json is malformed.
+        """
+        config = _read_config(files, source)
+        fast = _read_fast(files[FAST_FILE], source)
+        bos, eos = (_named_id(fast, config.get(f"{name}_token")) for name in ("bos", "eos"))
+        begins = fast.encode("").ids[:1] == [bos] or config.get("add_bos_token") is True
+        ends = [*eos_ids, *([] if eos is None or eos in eos_ids else [eos])]
+        size = fast.get_vocab_size() if vocab_size is None else vocab_size
+        return cls(files, size, bos if begins else None, ends, source)
+
+    @classmethod
+    def load(cls, directory: Path) -> FastTokenizer:
+        """Reads what `save` wrote, or a directory of transformers' tokenizer files.
+
+        Raises:
+            CheckpointError: if a file is missing or malformed.
+        """
+        names = (FAST_FILE, CONFIG_FILE, TEMPLATE_FILE)
+        files = {
+            name: (directory / name).read_bytes() for name in names if (directory / name).exists()
+        }
+        if FAST_FILE not in files:
+            raise CheckpointError(f"{directory} has no {FAST_FILE}")
+        source = str(directory)
+        own = _read_config(files, source).get("mhc_gates")
+        if own is None:
+            return cls.from_files(files, source=source)
+        try:
+            bos, ends = own["bos_id"], [int(i) for i in own["eos_ids"]]
+            return cls(files, int(own["vocab_size"]), bos, ends, source)
+        except (KeyError, TypeError, ValueError):
+            raise CheckpointError(
+                f"{directory / CONFIG_FILE} is malformed: mhc_gates must have vocab_size, bos_id "
+                f"and eos_ids; convert the model again"
+            ) from None
+
+    @property
+    def rules(self) -> str:
+        return self._kept[FAST_FILE].decode("utf-8")
+
+    def encode(self, text: str, bos: bool = False) -> list[int]:
+        return self.encode_batch([text], bos)[0]
+
+    def encode_batch(self, texts: Sequence[str], bos: bool = False) -> list[list[int]]:
+        plain = list(map(without_surrogates, texts))
+        start = [self.bos_id] if bos and self.bos_id is not None else []
+        encoded = self._fast.encode_batch(plain, add_special_tokens=False)
+        return [[*start, *row.ids] for row in encoded]
+
+    def encode_documents(self, texts: Sequence[str]) -> list[list[int]]:
+        """Each text as the model knows them: after `bos_id`, if it has one, and before `eos_id`."""
+        return [[*row, self.eos_id] for row in self.encode_batch(texts, bos=True)]
+
+    @cached_property
+    def files(self) -> Mapping[str, bytes]:
+        """The source's files, with our entry in tokenizer_config.json."""
+        own = {"vocab_size": self.vocab_size, "bos_id": self.bos_id, "eos_ids": list(self.eos_ids)}
+        config = {**_read_config(self._kept, self.source), "mhc_gates": own}
+        text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+        return {**self._kept, CONFIG_FILE: text.encode()}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # `tokenizers` does not keep every setting when it is pickled.
+        arguments = (self._kept, self.vocab_size, self.bos_id, self.eos_ids, self.source)
+        return FastTokenizer, arguments
+
+
+def tokenizer_files(directory: Path) -> dict[str, bytes]:
+    """Name -> content of transformers' tokenizer files, as far as there are any."""
+    paths = [directory / name for name in (FAST_FILE, CONFIG_FILE, TEMPLATE_FILE)]
+    return {path.name: path.read_bytes() for path in paths if path.exists()}
+
+
+def _read_fast(content: bytes, source: str) -> tokenizers.Tokenizer:
+    try:
+        text = content.decode("utf-8")
+        kinds = json.loads(text)
+        fast = tokenizers.Tokenizer.from_str(text)
+    except Exception as error:  # `tokenizers` raises nothing narrower
+        raise CheckpointError(f"{source}: {FAST_FILE} cannot be read: {error}") from None
+    decoder = kinds.get("decoder") or {}
+    decoders = [decoder, *decoder.get("decoders", [])]
+    if kinds["model"]["type"] != "BPE" or all(d.get("type") != "ByteLevel" for d in decoders):
+        raise CheckpointError(
+            f"{source}: {FAST_FILE} is {kinds['model']['type']} with the decoder "
+            f"{decoder.get('type')}; supported: byte-level BPE"
+        )
+    fast.no_padding()
+    fast.no_truncation()
+    fast.encode_special_tokens = True  # their names in a text are text
+    return fast
+
+
+def _read_config(files: Mapping[str, bytes], source: str) -> dict[str, Any]:
+    try:
+        config = json.loads(files.get(CONFIG_FILE, b"{}"))
+    except ValueError as error:
+        raise CheckpointError(f"{source}: {CONFIG_FILE} cannot be read: {error}") from None
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{source}: {CONFIG_FILE} holds no object")
+    return config
+
+
+def _named_id(fast: tokenizers.Tokenizer, name: Any) -> int | None:
+    """Id of a token as tokenizer_config.json names it: a string, or an object with `content`."""
+    if isinstance(name, dict):
+        name = name.get("content")
+    return fast.token_to_id(name) if isinstance(name, str) else None
+
+
+def _token_bytes(fast: tokenizers.Tokenizer, vocab_size: int, source: str) -> list[bytes]:
+    """Bytes by id; empty for special tokens and for ids without a token."""
+    added = fast.get_added_tokens_decoder()
+    byte_of = {character: byte for byte, character in enumerate(byte_alphabet())}
+    table = [b""] * vocab_size
+    for name, token in fast.get_vocab().items():
+        if token >= vocab_size:
+            raise CheckpointError(
+                f"{source}: {FAST_FILE} has the token {name!r} with id {token}, the model only "
+                f"{vocab_size} ids"
+            )
+        if token in added:
+            table[token] = b"" if added[token].special else name.encode()
+            continue
+        try:
+            table[token] = bytes(byte_of[character] for character in name)
+        except KeyError:
+            raise CheckpointError(
+                f"{source}: the token {name!r} in {FAST_FILE} is not byte-level BPE's"
+            ) from None
+    return table
