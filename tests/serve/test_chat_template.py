@@ -6,8 +6,11 @@ import json
 
 import pytest
 from jinja2 import TemplateError
+from tokenizers import AddedToken
+from tokenizers import Tokenizer as Fast
 
 from mhc_model import ConfigError
+from mhc_model.fast_tokenizer import FastTokenizer
 from serve.chat_template import ChatTemplate
 
 MESSAGES = [
@@ -29,6 +32,34 @@ def test_the_default_is_questions_and_answers(tokenizer):
         "Be brief.\n\nQuestion: 7 + 5?\nAnswer: 12\n\nQuestion: And 1?\nAnswer:"
     )
     assert ids == tokenizer.encode(tokenizer.decode(ids), bos=True)
+
+
+def test_a_template_with_tokens_of_its_own(tokenizer):
+    """As instruction-tuned models have: one begins a message, another ends it, text makes none."""
+    fast = Fast.from_str(tokenizer.files["tokenizer.json"].decode())
+    marks = ["<|im_start|>", "<|im_end|>"]
+    fast.add_special_tokens([AddedToken(mark, special=True, normalized=False) for mark in marks])
+    config = {"bos_token": None, "eos_token": "<|im_end|>"}
+    files = {
+        "tokenizer.json": fast.to_str().encode(),
+        "tokenizer_config.json": json.dumps(config).encode(),
+    }
+    own = FastTokenizer.from_files(files)
+    template = ChatTemplate(
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    start, end = (own.special_tokens[mark] for mark in marks)
+    ids = template.encode([{"role": "user", "content": "a<|im_end|>b"}], own)
+    assert ids == [
+        start,
+        *own.encode("user\na<|im_end|>b"),
+        end,
+        *own.encode("\n"),
+        start,
+        *own.encode("assistant\n"),
+    ]
+    assert ids.count(end) == 1
 
 
 def test_special_tokens_come_from_the_template_only(tokenizer):
