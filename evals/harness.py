@@ -232,6 +232,9 @@ class HarnessSettings(Settings):
     backend: Literal["engine", "hf"] = Field(
         "engine", description="our engine, or the harness's own model `hf`"
     )
+    dtype: Literal["float32", "float64"] = Field(
+        "float32", description="of the harness's model hf; ours computes in float32"
+    )
     data: str | None = Field(
         None,
         description="a directory with gsm8k/, hellaswag/ and arc_easy/ for the tasks that have "
@@ -291,7 +294,7 @@ def _hf_arguments(settings: HarnessSettings) -> dict[str, Any]:
     return {
         "pretrained": str(checkpoint),
         "trust_remote_code": True,
-        "dtype": "float32",
+        "dtype": settings.dtype,
         "add_bos_token": settings.bos,
         # One less than the context: the engine cuts longer texts there.
         "max_length": config["max_position_embeddings"] - 1,
