@@ -41,24 +41,30 @@ def installed_version(package: str) -> str | None:
     return None
 
 
-def machine(options: argparse.Namespace) -> dict[str, Any]:
+def machine_facts() -> dict[str, Any]:
+    """The processor, how busy it is, and torch."""
     cpu = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 cpu = line.partition(":")[2].strip()
                 break
-    facts = {
+    return {
         "cpu": cpu,
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "load": os.getloadavg()[0],  # of the last minute: other programs change the ratios
         "torch": torch.__version__,
+    }
+
+
+def machine(options: argparse.Namespace) -> dict[str, Any]:
+    facts = machine_facts() | {
         "gpu": torch.cuda.get_device_name() if options.device == "cuda" else None,
         "environment": {name: os.environ.get(name) for name in ENVIRONMENT},
         "peers": {name: installed_version(name) for name in PEERS},
     }
-    place = facts["gpu"] or f"{cpu}, {facts['cores']} cores, {facts['threads']} threads"
+    place = facts["gpu"] or f"{facts['cpu']}, {facts['cores']} cores, {facts['threads']} threads"
     place += f", load {facts['load']:.2f}"
     print(
         f"{place}; torch {torch.__version__}; {options.dtype}; b = {options.batch}, "

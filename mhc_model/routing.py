@@ -4,12 +4,14 @@
         decoder(tokens)
     routing.summary()
 
+    prompt_routing(decoder, tokens, gates).sublayers[0].res  # of each token of one prompt
+
 Axes: b batch, t token, n streams (senders), m streams (receivers), c channel.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -19,7 +21,8 @@ from torch.nn import functional as F
 
 from mhc_model.connections import Coefficients, gated
 from mhc_model.decoder import Decoder, Watch
-from mhc_model.errors import GateError
+from mhc_model.errors import EngineError, GateError
+from mhc_model.gates import GateValues
 from mhc_model.sinkhorn import doubly_stochastic_error
 
 
@@ -35,6 +38,45 @@ class SublayerRouting(NamedTuple):
     row_error: Tensor  # (): worst distance of a row sum of H_res from one
     column_error: Tensor  # (): the same of a column sum
     drift: Tensor  # (): largest |H_res - H_res at init|
+
+
+class TokenRouting(NamedTuple):
+    """One sublayer, token by token; float32. The leading axes are those of the streams it saw."""
+
+    pre: Tensor  # (..., n): H_pre
+    post: Tensor  # (..., n): H_post
+    res: Tensor  # (..., n, m): H_res before the gate
+    identity_distance: Tensor  # (...): Frobenius norm of the gated H_res - I
+    similarity: Tensor  # (...): mean cosine of pairs of streams before the sublayer
+    row_error: Tensor  # (...): distance of the worst row sum of H_res from one
+    column_error: Tensor  # (...): the same of a column sum
+
+
+class PromptRouting(NamedTuple):
+    """What the streams of one prompt do; everything on the CPU."""
+
+    gates: Tensor  # (2L,): those used
+    sublayers: list[TokenRouting]  # 2L, in gate order; the leading axis is (t,)
+    composite_gains: list[float]  # 2L; see `Routing.composite_gains`
+
+
+@torch.no_grad()
+def token_routing(x: Tensor, coefficients: Coefficients, gate: Tensor) -> TokenRouting:
+    """The figures of one sublayer in one forward pass; arguments as `mhc_model.decoder.Watch`."""
+    with torch.autocast(x.device.type, enabled=False):  # figures are float32
+        pre, post, res = coefficients
+        n = res.shape[-1]
+        off_identity = gated(res, gate) - torch.eye(n, device=res.device)
+        first, second = torch.triu_indices(n, n, 1, device=x.device).unbind()
+        streams = F.normalize(x.float(), dim=-1)
+        return TokenRouting(
+            pre,
+            post,
+            res,
+            off_identity.square().sum(dim=(-2, -1)).sqrt(),
+            (streams @ streams.mT)[..., first, second].mean(dim=-1),
+            *doubly_stochastic_error(res),
+        )
 
 
 class Routing:
@@ -59,30 +101,23 @@ class Routing:
                 self._take(index, x, coefficients, gate)
 
     def _take(self, index: int, x: Tensor, coefficients: Coefficients, gate: Tensor) -> None:
-        pre, post, res = coefficients
-        mixing = gated(res, gate)
-        n = res.shape[-1]
-        off_identity = mixing - torch.eye(n, device=res.device)
-        first, second = torch.triu_indices(n, n, 1, device=x.device).unbind()
-        streams = F.normalize(x.float(), dim=-1)
-        similarity = (streams @ streams.mT)[..., first, second].mean(dim=-1)
+        found = token_routing(x, coefficients, gate)
         per_token = (
-            pre,
-            post,
-            res,
-            gate[:, None].expand(pre.shape[:2]),
-            off_identity.square().sum(dim=(-2, -1)).sqrt(),
-            similarity,
+            found.pre,
+            found.post,
+            found.res,
+            gate[:, None].expand(found.pre.shape[:2]),
+            found.identity_distance,
+            found.similarity,
         )
         sums = [value.sum(dim=(0, 1)).double().cpu() for value in per_token]
         before = self._sums[index]
         self._sums[index] = [a + b for a, b in zip(before, sums, strict=True)] if before else sums
-        rows, columns = doubly_stochastic_error(res)
-        drift = (res - self._starts[index].to(res.device)).abs()
-        worst = torch.stack([rows.max(), columns.max(), drift.max()]).cpu()
+        drift = (found.res - self._starts[index].to(found.res.device)).abs()
+        worst = torch.stack([found.row_error.max(), found.column_error.max(), drift.max()]).cpu()
         self._worst[index] = torch.maximum(self._worst[index], worst)
-        self._tokens[index] += pre.shape[0] * pre.shape[1]
-        self._compose(index, mixing)
+        self._tokens[index] += found.similarity.numel()
+        self._compose(index, gated(found.res, gate))
 
     def _compose(self, index: int, mixing: Tensor) -> None:
         """The product of the mixings of one forward pass so far, and its amax gain."""
@@ -135,6 +170,43 @@ class Routing:
             "identity_distance": distance,
             "stream_similarity_by_sublayer": similarity,
         }
+
+
+@torch.no_grad()
+def prompt_routing(
+    decoder: Decoder, tokens: Sequence[int], gates: GateValues | None = None
+) -> PromptRouting:
+    """Runs one prompt and says what its streams do at each token.
+
+    Args:
+        decoder: has streams; not running elsewhere meanwhile.
+        tokens: t ids, at least one, at most the context.
+        gates: what `expand_gates` takes; None gives the learned gates.
+
+    Raises:
+        GateError: for a plain model, and for gates that `expand_gates` refuses.
+        EngineError: if there are no tokens, too many, or ids outside the vocabulary.
+    """
+    routing = Routing(decoder)
+    vocabulary = decoder.config.vocab_size
+    unknown = next((token for token in tokens if not 0 <= token < vocabulary), None)
+    if unknown is not None:
+        raise EngineError(f"token {unknown} is outside the vocabulary of 0 to {vocabulary - 1}")
+    if not tokens:
+        raise EngineError("the prompt is empty; give at least one token")
+    sublayers: list[TokenRouting] = []
+    used: list[Tensor] = []
+
+    def watch(index: int, x: Tensor, coefficients: Coefficients, gate: Tensor) -> None:
+        routing(index, x, coefficients, gate)
+        found = token_routing(x, coefficients, gate)
+        sublayers.append(TokenRouting(*(value[0].float().cpu() for value in found)))
+        used.append(gate[0].float().cpu())
+
+    with watching(decoder, watch):
+        device = decoder.embedding.weight.device
+        decoder.hidden(torch.tensor([list(tokens)], device=device), decoder.gate_rows([gates]))
+    return PromptRouting(torch.stack(used), sublayers, routing.composite_gains)
 
 
 @contextmanager

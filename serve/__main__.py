@@ -1,10 +1,13 @@
 """`python -m serve --checkpoint DIR [--policy DIR] [--port 8000]`: the model over HTTP.
 
-Runs until SIGINT or SIGTERM, then ends Serve and, if it started one, the Ray cluster.
+Runs until SIGINT or SIGTERM; then it finishes what was accepted, and ends Serve and, if it started
+one, the Ray cluster. API keys come from --api-keys-file and the environment variable MHC_API_KEYS.
 """
 
 from __future__ import annotations
 
+import ipaddress
+import os
 import socket
 import sys
 from collections.abc import Sequence
@@ -15,6 +18,9 @@ from mhc_model.errors import ConfigError, MHCError
 from mhc_model.policy import GatePolicy
 from mhc_model.settings import parse_command_line
 from mhc_model.tokenizer import FAST_FILE
+from serve.auth import load_keys
+from serve.chat_template import ChatTemplate
+from serve.json_log import STREAMS, JsonLog
 from serve.service import check_policy
 from serve.settings import ServeSettings
 
@@ -26,6 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = check_settings(settings)
         # Ray reads the authentication mode while it is imported, so this comes first.
         ray_arguments = settings.ray.init_arguments()
+        # Of its own accord Ray's driver drops lines that look alike, and those of a log do.
+        os.environ.setdefault("RAY_DEDUP_LOGS", "0")
         from serve.launch import launch
 
         launch(settings, ray_arguments)
@@ -49,22 +57,59 @@ def check_settings(settings: ServeSettings) -> ServeSettings:
         raise ConfigError(f"checkpoint {directory} has no tokenizer; save it with one to serve it")
     if settings.policy is not None:
         check_policy(GatePolicy.load(settings.policy), checkpoint_hash(directory))
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((settings.host, settings.port))
-        except OSError as error:
-            raise ConfigError(
-                f"cannot listen on {settings.host}:{settings.port} ({error.strerror}); "
-                f"give another --port or --host"
-            ) from None
+    ChatTemplate.load(settings.chat_template, directory)
+    _check_log(settings.access_log)
+    if not load_keys(settings.api_keys_file) and not _is_loopback(settings.host):
+        print(
+            f"warning: listening on {settings.host} without API keys: whoever reaches port "
+            f"{settings.port} may use the model; give --api-keys-file",
+            file=sys.stderr,
+        )
+    _check_address(settings.host, settings.port)
     return settings.model_copy(
         update={
             "checkpoint": str(directory.resolve()),
-            "policy": None if settings.policy is None else str(Path(settings.policy).resolve()),
+            "policy": _absolute(settings.policy),
+            "chat_template": _absolute(settings.chat_template),
+            "api_keys_file": _absolute(settings.api_keys_file),
+            "access_log": settings.access_log
+            if settings.access_log in STREAMS
+            else _absolute(settings.access_log),
             "model_name": settings.served_name,
         }
     )
+
+
+def _check_address(host: str, port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ConfigError(
+                f"cannot listen on {host}:{port} ({error.strerror}); give another --port or --host"
+            ) from None
+
+
+def _check_log(target: str) -> None:
+    try:
+        JsonLog(target).close()
+    except OSError as error:
+        raise ConfigError(
+            f"access_log {target} cannot be written ({error.strerror}); give another file, or one "
+            f"of {', '.join(STREAMS)}"
+        ) from None
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name
+        return host == "localhost"
+
+
+def _absolute(path: str | None) -> str | None:
+    return None if path is None else str(Path(path).resolve())
 
 
 if __name__ == "__main__":

@@ -2,20 +2,40 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import AsyncIterator, Callable, Coroutine
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from http import HTTPStatus
-from typing import Any, NoReturn
+from typing import Any
 
 from fastapi import APIRouter, FastAPI, HTTPException, Request, Response
 from fastapi.routing import APIRoute
+from pydantic_core import from_json
+from starlette.types import ASGIApp
 
+from serve.auth import ApiKeys, KeyMiddleware
+from serve.chat_schemas import ChatRequest, ChatResponse
 from serve.errors import error_responses, install_error_handlers
-from serve.schemas import CompletionRequest, CompletionResponse, Health, ModelList
+from serve.metrics import CONTENT_TYPE as METRICS_TYPE
+from serve.observer import Observer
+from serve.page import page_router
+from serve.recursive import RecursiveService
+from serve.recursive_schemas import RecursiveRequest, RecursiveResponse
+from serve.routing import routing_routes
+from serve.schemas import (
+    CompletionRequest,
+    CompletionResponse,
+    Health,
+    ModelCard,
+    ModelList,
+    Ready,
+)
 from serve.service import CompletionService
+from serve.settings import RecursiveSettings
+from serve.tracing import Tracing
 
 MAX_BODY_BYTES = 4 << 20
+_GENERATION_ERRORS = (400, 401, 404, 413, 429, 500, 503, 504)
 
 
 class StrictRequest(Request):
@@ -36,15 +56,12 @@ class StrictRequest(Request):
 
     async def json(self) -> Any:
         try:
-            return json.loads(await self.body(), parse_constant=_refuse_constant)
-        except (ValueError, RecursionError) as error:  # bad syntax, bad UTF-8, absurd integers
+            # Its nesting is bounded too, so that no later code meets the recursion limit.
+            return from_json(await self.body(), allow_inf_nan=False)
+        except ValueError as error:
             raise HTTPException(
                 HTTPStatus.BAD_REQUEST, f"the body is not valid JSON: {error}"
             ) from None
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON number")
 
 
 class StrictRoute(APIRoute):
@@ -59,32 +76,153 @@ class StrictRoute(APIRoute):
         return strict
 
 
-def create_app(service: CompletionService) -> FastAPI:
-    """Builds the application; its shutdown closes the service."""
+class Application(FastAPI):
+    """FastAPI inside `Tracing`, with an OpenAPI document that says what is true."""
+
+    def __init__(self, observer: Observer, keys: ApiKeys | None, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._observer = observer
+        self._keys = keys
+
+    def build_middleware_stack(self) -> ASGIApp:
+        app = super().build_middleware_stack()
+        if self._keys:
+            app = KeyMiddleware(app, self._keys)
+        return Tracing(app, self._observer)
+
+    def openapi(self) -> dict[str, Any]:
+        document = super().openapi()
+        for path in document["paths"].values():
+            for operation in path.values():
+                operation["responses"].pop("422", None)  # FastAPI's own: ours are 400
+        for unused in ("HTTPValidationError", "ValidationError"):
+            document["components"]["schemas"].pop(unused, None)
+        return document
+
+
+def create_app(
+    service: CompletionService,
+    drain_s: float = 0.0,
+    keys: ApiKeys | None = None,
+    metrics: Callable[[], Awaitable[bytes]] | None = None,
+    recursive: RecursiveSettings | None = None,
+) -> FastAPI:
+    """Builds the application.
+
+    Args:
+        service: closed when the application shuts down.
+        drain_s: seconds that requests under way then have.
+        keys: if there are any, every route but the open ones asks for one.
+        metrics: gives the text of GET /metrics; None leaves the route out.
+        recursive: limits of sessions over long texts; the defaults if left out.
+    """
+    sessions = RecursiveService(service, recursive or RecursiveSettings.model_validate({}))
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
-        service.close()
+        sessions.close()
+        await asyncio.to_thread(service.close, drain_s)
 
-    app = FastAPI(title="mhc-gates", lifespan=lifespan)
+    app = Application(
+        service.observer, keys, title="mhc-gates", lifespan=lifespan, redirect_slashes=False
+    )
     install_error_handlers(app)
+    app.include_router(_generation(service))
+    app.include_router(_sessions(sessions))
+    app.include_router(_description(service))
+    app.include_router(page_router())
+    app.include_router(routing_routes(service, APIRouter(route_class=StrictRoute)))
+    if metrics is not None:
+        app.include_router(_metrics(metrics))
+    return app
+
+
+def _generation(service: CompletionService) -> APIRouter:
     router = APIRouter(route_class=StrictRoute)
 
-    @router.post("/v1/completions", responses=error_responses(400, 404, 413, 429, 500, 503))
-    async def completions(body: CompletionRequest) -> CompletionResponse:
+    @router.post(
+        "/v1/completions", responses=_responses(CompletionResponse), response_class=Response
+    )
+    async def completions(body: CompletionRequest, request: Request) -> Response:
         """Completes one or several prompts; `gates` steers the routing of this request."""
-        return await service.complete(body)
+        return await service.complete(body, request)
 
-    @router.get("/v1/models")
+    @router.post(
+        "/v1/chat/completions", responses=_responses(ChatResponse), response_class=Response
+    )
+    async def chat_completions(body: ChatRequest, request: Request) -> Response:
+        """Answers a conversation; `gates` steers the routing of this request."""
+        return await service.chat(body, request)
+
+    return router
+
+
+def _sessions(sessions: RecursiveService) -> APIRouter:
+    router = APIRouter(route_class=StrictRoute)
+
+    @router.post(
+        "/v1/recursive", responses=_responses(RecursiveResponse, 502), response_class=Response
+    )
+    async def recursive(body: RecursiveRequest, request: Request) -> Response:
+        """Answers a question about a text that may be far longer than the context."""
+        return await sessions.answer(body, request)
+
+    return router
+
+
+def _description(service: CompletionService) -> APIRouter:
+    router = APIRouter()
+
+    @router.get("/v1/models", responses=error_responses(401, 500))
     async def models() -> ModelList:
         """The served model and its gates."""
         return service.models()
 
-    @router.get("/health", responses=error_responses(503))
+    # path: a model may be called by its checkpoint's path
+    @router.get("/v1/models/{model:path}", responses=error_responses(401, 404, 500))
+    async def model(model: str) -> ModelCard:
+        """The served model, by any of its names."""
+        return service.model(model)
+
+    @router.get("/health", responses=error_responses(500, 503))
     async def health() -> Health:
         """Whether this replica's engine runs."""
         return service.health()
 
-    app.include_router(router)
-    return app
+    @router.get("/ready", responses=error_responses(500, 503))
+    async def ready() -> Ready:
+        """Whether this replica would take a request now."""
+        return service.ready()
+
+    return router
+
+
+def _metrics(metrics: Callable[[], Awaitable[bytes]]) -> APIRouter:
+    router = APIRouter()
+
+    @router.get(
+        "/metrics",
+        responses={
+            200: {"content": {"text/plain": {"schema": {"type": "string"}}}},
+            **error_responses(401, 500),
+        },
+        response_class=Response,
+    )
+    async def prometheus() -> Response:
+        """Metrics of all replicas, in Prometheus's text format."""
+        return Response(await metrics(), media_type=METRICS_TYPE)
+
+    return router
+
+
+def _responses(model: type[Any], *statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Of a route that answers with JSON or, where asked to stream, with events."""
+    event = {
+        "type": "object",
+        "properties": {"data": {"type": "string", "description": "a chunk, an error or [DONE]"}},
+        "required": ["data"],
+    }
+    events = {"text/event-stream": {"itemSchema": event}}
+    answer = {"model": model, "description": "the answer, or its stream", "content": events}
+    return {200: answer, **error_responses(*_GENERATION_ERRORS, *statuses)}

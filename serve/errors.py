@@ -7,20 +7,30 @@ from __future__ import annotations
 
 import difflib
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
+from pydantic_core import PydanticCustomError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
-from mhc_model.errors import DataError, EngineError, GateError, MHCError
-from serve.schemas import CompletionRequest
+from mhc_model.errors import (
+    DataError,
+    EndpointError,
+    EngineError,
+    GateError,
+    MHCError,
+    SessionError,
+)
+from serve.envelope import RETRY_AFTER_S, UNAVAILABLE_RETRY_AFTER_S, error_body, error_type
 
 MAX_MESSAGE = 2000
+CLIENT_CLOSED_REQUEST = 499  # nginx's; never sent, only recorded
 
 
 class ErrorDetail(BaseModel):
@@ -66,34 +76,45 @@ class APIError(MHCError):
 
     @property
     def type(self) -> str:
-        if self.status == HTTPStatus.TOO_MANY_REQUESTS:
-            return "rate_limit_error"
-        return "server_error" if self.status >= 500 else "invalid_request_error"
+        return error_type(self.status)
+
+    def envelope(self) -> dict[str, dict[str, str | None]]:
+        """The body."""
+        param = None if self.param is None else _shortened(self.param)
+        return error_body(self.status, _shortened(self.message), param, self.code)
 
     def response(self) -> JSONResponse:
-        detail = ErrorDetail(
-            message=_shortened(self.message),
-            type=self.type,
-            param=None if self.param is None else _shortened(self.param),
-            code=self.code,
-        )
-        body = ErrorResponse(error=detail).model_dump()
-        return JSONResponse(body, status_code=self.status, headers=self.headers)
+        return JSONResponse(self.envelope(), status_code=self.status, headers=self.headers)
 
 
-def overloaded(limit: int, retry_after_s: int = 1) -> APIError:
+def overloaded(limit: int, what: str = "prompts") -> APIError:
     """429: the queue is full."""
     return APIError(
         HTTPStatus.TOO_MANY_REQUESTS,
-        f"the server holds {limit} prompts and takes no more now; try again in {retry_after_s} s",
+        f"the server holds {limit} {what} and takes no more now; try again in {RETRY_AFTER_S} s",
         code="server_overloaded",
-        headers={"Retry-After": str(retry_after_s)},
+        headers={"Retry-After": str(RETRY_AFTER_S)},
     )
 
 
 def unavailable(reason: str) -> APIError:
-    """503: the engine does not run."""
-    return APIError(HTTPStatus.SERVICE_UNAVAILABLE, reason, code="engine_unavailable")
+    """503: the engine does not run, or not for long."""
+    return APIError(
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        reason,
+        code="engine_unavailable",
+        headers={"Retry-After": str(UNAVAILABLE_RETRY_AFTER_S)},
+    )
+
+
+def timed_out(limit_s: float) -> APIError:
+    """504: the request took longer than it may."""
+    return APIError(
+        HTTPStatus.GATEWAY_TIMEOUT,
+        f"the request was not done after {limit_s:g} s and was cancelled; ask for fewer tokens, "
+        f"stream, or try again when the server is less busy",
+        code="request_timeout",
+    )
 
 
 def as_api_error(error: Exception) -> APIError:
@@ -103,7 +124,9 @@ def as_api_error(error: Exception) -> APIError:
             return error
         case GateError():
             return APIError(HTTPStatus.BAD_REQUEST, str(error), "gates", "invalid_gates")
-        case EngineError() | DataError():
+        case EndpointError():
+            return APIError(HTTPStatus.BAD_GATEWAY, str(error), "endpoint", "endpoint_failed")
+        case EngineError() | DataError() | SessionError():
             return APIError(HTTPStatus.BAD_REQUEST, str(error))
         case RequestValidationError():
             return _validation_error(error)
@@ -121,8 +144,24 @@ def install_error_handlers(app: FastAPI) -> None:
     async def handle(request: Request, error: Exception) -> JSONResponse:
         return as_api_error(error).response()
 
+    async def gone(request: Request, error: Exception) -> Response:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+
     for kind in (MHCError, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(kind, handle)
+    app.add_exception_handler(ClientDisconnect, gone)
+
+
+def field_error(name: str, message: str) -> PydanticCustomError:
+    """What a schema raises where a field does not go with the others."""
+    return PydanticCustomError("field_error", "{message}", {"message": message, "name": name})
+
+
+def unknown_field(name: str, known: Sequence[str]) -> PydanticCustomError:
+    """What a schema raises for a field that it does not have."""
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+    return field_error(name, f"unknown field {name!r}; {hint}")
 
 
 def _validation_error(error: RequestValidationError) -> APIError:
@@ -130,23 +169,17 @@ def _validation_error(error: RequestValidationError) -> APIError:
     detail = error.errors()[0]
     path = [str(part) for part in detail["loc"][1:]]  # loc[0] is "body"
     name = ".".join(path)
-    if not path:
+    if detail["type"] == "field_error":
+        message = ": ".join([*([name] if name else []), detail["ctx"]["message"]])
+        path = path or [detail["ctx"]["name"]]
+    elif not path:
         message = "the body must be a JSON object sent with Content-Type: application/json"
-    elif detail["type"] == "extra_forbidden":
-        message = _unknown_field(name)
     elif detail["type"] == "missing":
         message = f"{name} is required"
     else:
         reason = detail["msg"].removeprefix("Value error, ")
         message = f"{name} is {reprlib.repr(detail['input'])}: {reason}"
     return APIError(HTTPStatus.BAD_REQUEST, message, path[0] if path else None)
-
-
-def _unknown_field(name: str) -> str:
-    known = list(CompletionRequest.model_fields)
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-    return f"unknown field {name!r}; {hint}"
 
 
 def _shortened(text: str) -> str:

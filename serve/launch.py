@@ -1,4 +1,9 @@
-"""The driver: starts Ray and Serve, says where the server is, and ends both when told to stop."""
+"""The driver: starts Ray and Serve, says where the server is, and ends both when told to stop.
+
+A stop has two steps: the application is removed, so that new requests get a 503 while accepted ones
+are finished, up to `drain_s`; then Serve and, if it is ours, the cluster end. A second signal skips
+the rest of the first step.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +11,7 @@ import json
 import logging
 import signal
 import threading
+import time
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,12 +23,16 @@ from ray.serve.schema import LoggingConfig
 
 from mhc_model.errors import ConfigError, EngineError
 from mhc_model.gates import allowed_gates
+from serve.auth import load_keys
 from serve.deployment import build
-from serve.schemas import ModelCard, ModelList
+from serve.proxy import proxy_environment
+from serve.schemas import ModelCard
 from serve.settings import ServeSettings
 
 APPLICATION = "mhc-gates"
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# What Serve takes to end replicas that have nothing to do.
+STOP_S = 10.0
 
 
 def launch(settings: ServeSettings, ray_arguments: Mapping[str, Any]) -> None:
@@ -40,9 +50,12 @@ def launch(settings: ServeSettings, ray_arguments: Mapping[str, Any]) -> None:
     """
     with _interrupted_by_signals():
         try:
+            private = ray_arguments["address"] == "local"
+            if private and settings.metrics_port is not None:
+                ray_arguments = {**ray_arguments, "_metrics_export_port": settings.metrics_port}
             ray.init(**ray_arguments, logging_level=logging.WARNING)
             _interrupt_on_signals()  # ray.init puts its own handler
-            _serve(settings, private=ray_arguments["address"] == "local")
+            _serve(settings, private)
         except KeyboardInterrupt:
             pass
         finally:
@@ -58,11 +71,23 @@ def _serve(settings: ServeSettings, private: bool) -> None:
         _announce(settings)
         threading.Event().wait()
     finally:
-        _ignore_signals()
+        try:
+            _drain(settings)
+        finally:
+            _ignore_signals()
         if private:
             ray.serve.shutdown()
-        else:
-            ray.serve.delete(APPLICATION)
+
+
+def _drain(settings: ServeSettings) -> None:
+    """Removes the application; returns when what it had accepted is done, or `drain_s` is over."""
+    if APPLICATION not in ray.serve.status().applications:
+        return
+    ray.serve.delete(APPLICATION, _blocking=False)
+    # Serve ends the replicas itself at drain_s.
+    deadline = time.monotonic() + settings.drain_s + STOP_S
+    while APPLICATION in ray.serve.status().applications and time.monotonic() < deadline:
+        time.sleep(0.1)
 
 
 def _deploy(settings: ServeSettings) -> None:
@@ -70,7 +95,13 @@ def _deploy(settings: ServeSettings) -> None:
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
     ray.serve.start(
-        http_options={"host": settings.host, "port": settings.port}, logging_config=quiet
+        http_options={"host": settings.host, "port": settings.port},
+        logging_config=quiet,
+        controller_options={
+            "runtime_env": {
+                "env_vars": proxy_environment(settings.request_timeout_s, settings.access_log)
+            }
+        },
     )
     try:
         ray.serve.run(build(settings), name=APPLICATION, route_prefix="/", logging_config=quiet)
@@ -97,21 +128,23 @@ def _announce(settings: ServeSettings) -> None:
     host = "127.0.0.1" if settings.host == "0.0.0.0" else settings.host
     url = f"http://{host}:{settings.port}"
     try:
-        with urllib.request.urlopen(f"{url}/v1/models", timeout=30) as response:
-            card = ModelList.model_validate_json(response.read()).data[0]
+        with urllib.request.urlopen(f"{url}/health", timeout=30):
+            pass
     except OSError as error:
         raise EngineError(
             f"{url} does not answer ({error}); if Serve already ran on this cluster, it kept its "
             f"own host and port: give the same"
         ) from None
+    card = ray.serve.get_app_handle(APPLICATION).describe.remote().result(timeout_s=30)
     print(f"serving {card.id} at {url}")
     print(f"  checkpoint {card.checkpoint}")
     print(f"  gates: {_describe_gates(card)}")
     example: dict[str, object] = {"prompt": "Question:", "max_tokens": 16, "temperature": 0}
     if card.n_gates:
         example["gates"] = 0.5
+    key = '-H "Authorization: Bearer $KEY" ' if load_keys(settings.api_keys_file) else ""
     print(
-        f"  curl {url}/v1/completions -H 'Content-Type: application/json' "
+        f"  curl {url}/v1/completions {key}-H 'Content-Type: application/json' "
         f"-d '{json.dumps(example)}'",
         flush=True,
     )

@@ -6,34 +6,34 @@ No HTTP server and no Ray in here: `CompletionService` runs wherever an `Engine`
 from __future__ import annotations
 
 import asyncio
-import codecs
-import secrets
 import time
-import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from http import HTTPStatus
+from typing import TypeVar
 
-from torch import Tensor
+from fastapi import Request, Response
 
 from mhc_model.engine import Engine
-from mhc_model.errors import ConfigError, GateError
-from mhc_model.gates import expand_gates
+from mhc_model.errors import ConfigError
 from mhc_model.policy import GatePolicy
-from mhc_model.request import Completion, Request, SamplingParams
+from mhc_model.recursion.model import token_embedder
+from mhc_model.request import Completion
 from mhc_model.tokenizer import Tokenizer
+from serve.answers import Answer, ChatAnswer, CompletionAnswer, Served
 from serve.batcher import Batcher
-from serve.errors import APIError, unavailable
-from serve.schemas import (
-    Choice,
-    CompletionRequest,
-    CompletionResponse,
-    GatesSource,
-    Health,
-    Logprobs,
-    ModelCard,
-    ModelList,
-    Usage,
-)
+from serve.calls import EngineCall, on_disconnect
+from serve.chat_schemas import ChatRequest
+from serve.chat_template import ChatTemplate
+from serve.errors import APIError, timed_out, unavailable
+from serve.logprobs import TokenNames
+from serve.observer import Observer, SilentObserver
+from serve.prepare import Prepared, Preparer
+from serve.schemas import CompletionRequest, Health, ModelCard, ModelList, Ready
+from serve.streaming import EventStream
+from serve.tracing import RequestTrace, trace_of
+
+T = TypeVar("T")
 
 
 class CompletionService:
@@ -46,15 +46,21 @@ class CompletionService:
         max_queue: int = 256,
         policy: GatePolicy | None = None,
         aliases: Sequence[str] = (),
+        chat_template: ChatTemplate | None = None,
+        request_timeout_s: float = 600.0,
+        observer: Observer | None = None,
     ) -> None:
         """Takes over the engine.
 
         Args:
             engine: of a checkpoint with a tokenizer.
             model_name: what the API calls the model.
-            max_queue: prompts that may wait besides those being decoded.
+            max_queue: samples that may wait besides those being decoded.
             policy: chooses the gates where a request says "policy".
             aliases: further names that requests may give, such as the checkpoint's path.
+            chat_template: of conversations; None takes `ChatTemplate.default`.
+            request_timeout_s: a request that takes longer is cancelled and gets a 504.
+            observer: hears of every request and of the engine's load.
 
         Raises:
             ConfigError: if the engine has no tokenizer or no checkpoint, or the policy was trained
@@ -67,59 +73,105 @@ class CompletionService:
             )
         if policy is not None:
             check_policy(policy, engine.checkpoint_hash)
-        self._tokenizer: Tokenizer = engine.tokenizer
-        self._checkpoint: str = engine.checkpoint_hash
-        self._model = engine.model
-        self._max_seq_len = engine.max_seq_len
-        self._policy = policy
-        self._name = model_name
-        self._names = {model_name, self._checkpoint, *aliases}
-        self._created = int(time.time())
-        self._batcher = Batcher(engine, max_queue)
+        self.config = engine.model.config
+        self.observer: Observer = SilentObserver() if observer is None else observer
+        self._names = {model_name, engine.checkpoint_hash, *aliases}
+        self.timeout_s = request_timeout_s
+        self.embedder = token_embedder(engine.model, engine.tokenizer)
+        self.served = Served(
+            model_name, engine.checkpoint_hash, engine.tokenizer, TokenNames(engine.tokenizer)
+        )
+        self.card = _card(engine, model_name, policy is not None)
+        capacity = engine.max_batch + max_queue
+        template = ChatTemplate.default() if chat_template is None else chat_template
+        self.preparer = Preparer(engine, engine.tokenizer, capacity, policy, template)
+        self._batcher = Batcher(engine, max_queue, self.observer.load)
 
-    def close(self) -> None:
-        """Ends the engine's thread; calls under way fail with a 503."""
-        self._batcher.close()
+    def close(self, drain_s: float = 0.0) -> None:
+        """Refuses new requests and ends the engine's thread; blocks, may be called again.
+
+        Args:
+            drain_s: seconds for the requests under way; the rest of them fails with a 503.
+        """
+        self._batcher.close(drain_s)
 
     @property
     def failure(self) -> str | None:
         """Why the engine no longer runs; None while it does."""
         return self._batcher.failure
 
-    async def complete(self, body: CompletionRequest) -> CompletionResponse:
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.served.tokenizer
+
+    @property
+    def context(self) -> int:
+        """Most tokens of a prompt and its completion together."""
+        return self.card.max_model_len
+
+    @property
+    def capacity(self) -> int:
+        """Samples that are accepted at a time."""
+        return self._batcher.capacity
+
+    def submit(self, body: CompletionRequest) -> tuple[Prepared, Future[list[Completion]]]:
+        """Prepares and queues prompts of the server's own, such as a session's; in any thread.
+
+        Raises:
+            APIError, GateError, EngineError, DataError: as `complete`.
+        """
+        prepared = self.preparer.completion(body)
+        return prepared, self._batcher.submit(prepared.requests)
+
+    async def complete(self, body: CompletionRequest, request: Request) -> Response:
         """Answers POST /v1/completions.
 
-        Cancelling the task that awaits this frees the rows of its prompts.
+        If the client goes away, or the task that awaits this is cancelled, the rows of its prompts
+        are freed.
 
         Raises:
             APIError, GateError, EngineError, DataError: all of them have an HTTP form
                 (`serve.errors.as_api_error`).
+            ClientDisconnect: if nobody waits for the answer.
         """
-        self._check_model(body.model)
-        self._check_count(body)
+        self.check_model(body.model)
         # Tokenising and the policy take milliseconds of CPU: not on the event loop.
-        prompts, gates, source = await asyncio.to_thread(self._prepare, body)
-        requests = [
-            Request(prompt, gates=row, sampling=self._sampling(body))
-            for prompt, row in zip(prompts, gates, strict=True)
-        ]
-        completions = await asyncio.wrap_future(self._batcher.submit(requests))
-        return self._response(prompts, completions, source)
+        prepared = await asyncio.to_thread(self.preparer.completion, body)
+        answer = CompletionAnswer(self.served, body, prepared)
+        return await self._answer(answer, prepared, body.stream, request)
+
+    async def chat(self, body: ChatRequest, request: Request) -> Response:
+        """Answers POST /v1/chat/completions, as `complete`."""
+        self.check_model(body.model)
+        prepared = await asyncio.to_thread(self.preparer.chat, body)
+        answer = ChatAnswer(self.served, body, prepared)
+        return await self._answer(answer, prepared, body.stream, request)
+
+    async def run(self, function: Callable[[Engine], T]) -> T:
+        """Runs a function on the engine's thread, between two steps.
+
+        Raises:
+            APIError: 429 if the queue is full, 503 if the engine does not run, 504 if its turn
+                does not come in time. And what the function raises.
+        """
+        waiting = asyncio.wrap_future(self._batcher.run(function))
+        try:
+            return await asyncio.wait_for(waiting, self.timeout_s)
+        except TimeoutError:
+            raise timed_out(self.timeout_s) from None
 
     def models(self) -> ModelList:
         """Answers GET /v1/models."""
-        config = self._model.config
-        card = ModelCard(
-            id=self._name,
-            created=self._created,
-            checkpoint=self._checkpoint,
-            max_model_len=self._max_seq_len,
-            n_layers=config.n_layers,
-            n_gates=config.n_gates,
-            learned_gates=None if config.mhc is None else self._model.learned_gates().tolist(),
-            policy=self._policy is not None,
-        )
-        return ModelList(data=[card])
+        return ModelList(data=[self.card])
+
+    def model(self, name: str) -> ModelCard:
+        """Answers GET /v1/models/{model}.
+
+        Raises:
+            APIError: 404 for a name that requests may not give either.
+        """
+        self.check_model(name)
+        return self.card
 
     def health(self) -> Health:
         """Answers GET /health.
@@ -131,156 +183,84 @@ class CompletionService:
             raise unavailable(self.failure)
         active = self._batcher.active
         return Health(
-            model=self._name,
-            checkpoint=self._checkpoint,
+            model=self.served.model,
+            checkpoint=self.served.checkpoint,
             active=active,
             waiting=max(0, self._batcher.pending - active),
         )
 
-    def _check_model(self, name: str | None) -> None:
+    def ready(self) -> Ready:
+        """Answers GET /ready.
+
+        Raises:
+            APIError: 503 if a request would be refused now.
+        """
+        refusal = self._batcher.refusal
+        if refusal is not None:
+            raise unavailable(refusal)
+        return Ready()
+
+    def check_model(self, name: str | None) -> None:
+        """Refuses a name that is not this model's.
+
+        Raises:
+            APIError: 404.
+        """
         if name is not None and name not in self._names:
             raise APIError(
                 HTTPStatus.NOT_FOUND,
-                f"model {name!r} is not served here; use {self._name!r} or leave the field out",
+                f"model {name!r} is not served here; use {self.served.model!r} or leave the "
+                f"field out",
                 "model",
                 "model_not_found",
             )
 
-    def _check_count(self, body: CompletionRequest) -> None:
-        if len(body.prompt) > self._batcher.capacity:
-            raise APIError(
-                HTTPStatus.BAD_REQUEST,
-                f"{len(body.prompt)} prompts in one request; the server holds "
-                f"{self._batcher.capacity} at a time: send fewer in a request",
-                "prompt",
-            )
+    async def _answer(
+        self, answer: Answer, prepared: Prepared, stream: bool, request: Request
+    ) -> Response:
+        trace = trace_of(request)
+        trace.prompt_tokens = prepared.prompt_tokens
+        trace.gates_hash = prepared.gates_hash
+        trace.gates_source = prepared.gates_source
+        call = EngineCall(self._batcher, prepared.requests, self.timeout_s)
+        trace.accepted(prepared.samples)
+        if stream:
+            return EventStream(call, answer, trace)
+        completions = await _all(call, request)
+        _record(trace, call, completions)
+        # Thousands of log-probabilities take longer to write than others may wait.
+        content = await asyncio.to_thread(answer.response, completions)
+        trace.cached_tokens = answer.cached_tokens
+        return Response(content, media_type="application/json")
 
-    def _prepare(
-        self, body: CompletionRequest
-    ) -> tuple[list[list[int]], list[Tensor | None], GatesSource | None]:
-        """Token ids and gates of every prompt, and where the gates come from."""
-        prompts = [self._tokens(prompt) for prompt in body.prompt]
-        for prompt in prompts:
-            self._check_prompt(prompt, body.max_tokens)
-        return prompts, *self._gates(body.gates, prompts)
 
-    def _tokens(self, prompt: str | list[int]) -> list[int]:
-        """Text starts a document, as in training; token ids are taken as they are."""
-        return self._tokenizer.encode(prompt, bos=True) if isinstance(prompt, str) else prompt
+async def _all(call: EngineCall, request: Request) -> list[Completion]:
+    """Waits for a call's end or its client's."""
+    with call:
+        async with on_disconnect(request.receive, call.leave):
+            events = [event async for step in call for event in step]
+    return [event for event in events if isinstance(event, Completion)]
 
-    def _check_prompt(self, prompt: Sequence[int], max_tokens: int) -> None:
-        """Before the policy reads embeddings by these ids, and long before the engine checks."""
-        vocabulary = self._model.config.vocab_size
-        unknown = next((token for token in prompt if not 0 <= token < vocabulary), None)
-        if unknown is not None:
-            raise APIError(
-                HTTPStatus.BAD_REQUEST,
-                f"prompt token {unknown} is outside the vocabulary of 0 to {vocabulary - 1}",
-                "prompt",
-            )
-        total = len(prompt) + max_tokens
-        if total > self._max_seq_len:
-            raise APIError(
-                HTTPStatus.BAD_REQUEST,
-                f"{len(prompt)} prompt tokens and max_tokens {max_tokens} make {total}; the "
-                f"context is {self._max_seq_len} tokens: shorten the prompt or lower max_tokens",
-                "max_tokens",
-                "context_length_exceeded",
-            )
 
-    def _gates(
-        self, wanted: object, prompts: list[list[int]]
-    ) -> tuple[list[Tensor | None], GatesSource | None]:
-        """Gates of every prompt, each (2L,) or None for the learned ones, and their source."""
-        config = self._model.config
-        learned: list[Tensor | None] = [None] * len(prompts)
-        if config.mhc is None:
-            if wanted is not None:
-                raise GateError("this model is plain (mhc: null) and has no gates; leave them out")
-            return learned, None
-        if wanted is None or wanted == "learned":
-            return learned, "learned"
-        if wanted == "policy":
-            if self._policy is None:
-                raise APIError(
-                    HTTPStatus.BAD_REQUEST,
-                    "this server has no gate policy; start it with --policy DIR, or give numbers "
-                    'or "learned"',
-                    "gates",
-                    "no_policy",
-                )
-            return list(self._policy.gates_for_prompts(self._model, prompts)), "policy"
-        try:
-            row = expand_gates(wanted, config.n_layers)  # type: ignore[arg-type]  # it checks
-        except GateError as error:
-            raise GateError(f'{error}; or "learned", or "policy"') from None
-        return [row] * len(prompts), "request"
+def _record(trace: RequestTrace, call: EngineCall, completions: Sequence[Completion]) -> None:
+    first = [done.timings.first_token_s for done in completions if done.tokens]
+    if first:
+        trace.first_token(call.submitted + min(first))
+    trace.completion_tokens = sum(len(done.tokens) for done in completions)
 
-    def _sampling(self, body: CompletionRequest) -> SamplingParams:
-        return SamplingParams(
-            max_tokens=body.max_tokens,
-            temperature=body.temperature,
-            top_p=body.top_p,
-            top_k=body.top_k,
-            seed=secrets.randbits(63) if body.seed is None else body.seed,
-            stop=body.stop,
-            logprobs=body.logprobs is not None,
-        )
 
-    def _response(
-        self,
-        prompts: Sequence[Sequence[int]],
-        completions: Sequence[Completion],
-        source: GatesSource | None,
-    ) -> CompletionResponse:
-        choices = [self._choice(index, done) for index, done in enumerate(completions)]
-        rows = {completion.gates for completion in completions}
-        prompt_tokens = sum(len(prompt) for prompt in prompts)
-        completion_tokens = sum(len(completion.tokens) for completion in completions)
-        return CompletionResponse(
-            id=f"cmpl-{uuid.uuid4().hex}",
-            created=int(time.time()),
-            model=self._name,
-            choices=choices,
-            usage=Usage(
-                prompt_tokens=prompt_tokens,
-                completion_tokens=completion_tokens,
-                total_tokens=prompt_tokens + completion_tokens,
-            ),
-            gates=choices[0].gates if len(rows) == 1 else None,
-            gates_source=source,
-            checkpoint=self._checkpoint,
-        )
-
-    def _choice(self, index: int, completion: Completion) -> Choice:
-        if completion.text is None or completion.finish_reason == "cancelled":
-            raise unavailable(f"the completion was ended ({completion.finish_reason}); try again")
-        return Choice(
-            index=index,
-            text=completion.text,
-            finish_reason=completion.finish_reason,
-            logprobs=self._logprobs(completion),
-            gates=None if completion.gates is None else list(completion.gates),
-        )
-
-    def _logprobs(self, completion: Completion) -> Logprobs | None:
-        if completion.logprobs is None:
-            return None
-        # A character may take several tokens: it counts for the token that completes it.
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        last = len(completion.tokens) - 1
-        pieces = [
-            decoder.decode(self._tokenizer.token_bytes(token), final=position == last)
-            for position, token in enumerate(completion.tokens)
-        ]
-        offsets = [0]
-        for piece in pieces[:-1]:
-            offsets.append(offsets[-1] + len(piece))
-        return Logprobs(
-            tokens=pieces,
-            token_logprobs=list(completion.logprobs),
-            text_offset=offsets[: len(pieces)],
-        )
+def _card(engine: Engine, name: str, policy: bool) -> ModelCard:
+    config = engine.model.config
+    return ModelCard(
+        id=name,
+        created=int(time.time()),
+        checkpoint=engine.checkpoint_hash or "",
+        max_model_len=engine.max_seq_len,
+        n_layers=config.n_layers,
+        n_gates=config.n_gates,
+        learned_gates=None if config.mhc is None else engine.model.learned_gates().tolist(),
+        policy=policy,
+    )
 
 
 def check_policy(policy: GatePolicy, checkpoint_hash: str) -> None:

@@ -30,3 +30,32 @@ def test_the_last_line_holds_the_figures_of_every_row():
         assert all(math.isfinite(ratio) and ratio > 0 for ratio in ratios)
         assert all(len(row["times_ms"]) == 2 for row in rows)
     assert [row["name"] for row in report["pair"]["counts"]] == ["plain", "ours"]
+
+
+def test_the_engine_beside_others():
+    options = "--batch 2 --rounds 1 --layers 1 --width 32 --heads 2 --vocabulary 99 --prompt 8"
+    command = [sys.executable, "-m", "benchmarks.engine", *options.split(), "--generate", "4"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert [(table["batch"], table["lengths"]) for table in report["tables"]] == [
+        (2, "equal"),
+        (2, "mixed"),
+    ]
+    for table in report["tables"]:
+        assert [row["name"] for row in table["rows"]] == [
+            "engine",
+            "transformers-batch",
+            "mhc-uniform",
+            "mhc-mixed",
+            "engine-loop",
+            "transformers-loop",
+        ]
+        for row in table["rows"]:
+            assert row["tokens_per_s"] > 0
+            ratios = [value for key, value in row.items() if key.startswith("over_")]
+            assert len(ratios) == 5
+            assert all(math.isfinite(value) and value > 0 for ratio in ratios for value in ratio)

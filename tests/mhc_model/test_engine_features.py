@@ -346,11 +346,11 @@ def test_a_memory_budget_makes_requests_wait_and_loses_none(model):
 
 
 def test_rows_in_use_survive_a_new_layout(model):
-    """A long request joins a short one that is half done: their rows become longer and fewer."""
+    """A long request joins two short ones that are half done: rows become longer and fewer."""
     size = KVCache.bytes_per_token(model.config, torch.float32)
-    engine = Engine(model, max_batch=12, kv_cache_bytes=2 * 97 * size, prefix_cache_bytes=0)
+    engine = Engine(model, max_batch=12, kv_cache_bytes=3 * 97 * size, prefix_cache_bytes=0)
     prompts = random_prompts(4, 4, 4)
-    lengths = [3, 3, 20, 3]
+    lengths = [3, 20, 20, 3]
     short = [
         Request(prompt, 0.4, SamplingParams(max_tokens=length, logprobs=True))
         for prompt, length in zip(prompts, lengths, strict=True)
@@ -364,8 +364,8 @@ def test_rows_in_use_survive_a_new_layout(model):
     while engine.has_work:
         done.update((each.request_id, each) for each in engine.step())
         laid_out.append(engine._arena.cache.rows)
-    assert laid_out[0] == 7
-    assert laid_out[-1] == 2
+    assert laid_out[0] == 11
+    assert laid_out[-1] == 3
     assert engine.stats().finished == 5
     for request in (*short, long):
         assert_same(done[request.id], alone(model, request)[0])

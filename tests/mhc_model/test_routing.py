@@ -1,4 +1,4 @@
-"""The routing figures against the same written as loops."""
+"""The routing figures against the same written as loops; those of a prompt, from the formulas."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mhc_model import GateError
+from mhc_model import EngineError, GateError
 from mhc_model.connections import gated
-from mhc_model.routing import Routing, watch_routing, watching
+from mhc_model.routing import Routing, prompt_routing, watch_routing, watching
+from mhc_model.sinkhorn import sinkhorn_knopp
 
 
 @pytest.fixture(scope="module")
@@ -91,3 +92,67 @@ def test_figures_are_float32_under_autocast(model):
     for one, other in zip(inside.sublayers(), outside.sublayers(), strict=True):
         for found, expected in zip(one, other, strict=True):
             assert torch.equal(found, expected)
+
+
+def coefficients_of(connection, x):
+    """H_pre, H_post and H_res of streams (t, n, c), as the paper writes them."""
+    n = x.shape[1]
+    flat = x.flatten(1)
+    normed = flat * (flat.square().mean(dim=-1, keepdim=True) + connection.norm_eps).rsqrt()
+    projected = normed @ connection.fn
+    pre, post, res = (
+        connection.scale[k] * projected[:, columns] + connection.base[columns]
+        for k, columns in enumerate(
+            (slice(0, n), slice(n, 2 * n), slice(2 * n, 2 * n + n * n)),
+        )
+    )
+    matrices = sinkhorn_knopp(res.unflatten(-1, (n, n)) / connection.config.tau, exact=True)
+    return torch.sigmoid(pre), 2 * torch.sigmoid(post), matrices
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("gates", [None, 0.25, [0.0, 1.0, 0.5]])
+def test_the_routing_of_a_prompt_is_that_of_the_formulas(model, gates):
+    tokens = draw(3)[0][0].tolist()
+    found = prompt_routing(model, tokens, gates)
+    used = model.gate_rows([gates])[0]
+    torch.testing.assert_close(found.gates, used)
+    streams = []
+    with watching(model, lambda k, x, out, gate: streams.append(x[0])):
+        model(torch.tensor([tokens]), used[None])
+    product = torch.eye(4).expand(len(tokens), 4, 4)
+    assert len(found.sublayers) == len(found.composite_gains) == 6
+    for k, record in enumerate(found.sublayers):
+        pre, post, res = coefficients_of(model.connections()[k], streams[k])
+        torch.testing.assert_close(record.pre, pre, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(record.post, post, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(record.res, res, atol=1e-4, rtol=1e-4)
+        mixing = (1 - used[k]) * torch.eye(4) + used[k] * res
+        distance = torch.linalg.matrix_norm(mixing - torch.eye(4))
+        torch.testing.assert_close(record.identity_distance, distance, atol=1e-4, rtol=1e-4)
+        pairs = [(i, j) for i in range(4) for j in range(i)]
+        x = streams[k]
+        cosines = [F.cosine_similarity(x[:, i], x[:, j], dim=-1) for i, j in pairs]
+        torch.testing.assert_close(record.similarity, torch.stack(cosines).mean(dim=0))
+        assert record.row_error.shape == record.column_error.shape == (len(tokens),)
+        assert float(record.row_error.max()) < 1e-4
+        product = product @ mixing
+        gain = max(product.sum(-1).max().item(), product.sum(-2).max().item(), 1.0)
+        assert found.composite_gains[k] == pytest.approx(gain, abs=1e-4)
+    assert model.watch is None
+
+
+def test_the_routing_of_a_prompt_refuses_what_cannot_run(tiny_model, model):
+    for tokens, gates, error in (
+        ([1], 1.5, GateError),
+        ([1], [0.5, 0.5], GateError),
+        ([], None, EngineError),
+        ([61], None, EngineError),
+        ([-1], None, EngineError),
+        ([1] * 49, None, EngineError),
+    ):
+        with pytest.raises(error):
+            prompt_routing(model, tokens, gates)
+        assert model.watch is None
+    with pytest.raises(GateError, match="plain"):
+        prompt_routing(tiny_model(plain=True), [1])

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import uvicorn
 
 from mhc_model import Engine, save_checkpoint
 from mhc_model.tokenizer import Tokenizer
@@ -18,6 +23,52 @@ from serve.service import CompletionService
 
 CONTEXT = 96
 TEXTS = ["Question: Tom has 7 apples and buys 5 more.\nAnswer: 7 + 5 = 12", "naïve café, 東京"] * 8
+
+
+SECONDS = 20
+
+
+class Valve:
+    """Sits in a model's first layer: holds the engine's thread, makes it fail, counts passes."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.open = threading.Event()
+        self.fail = False
+        self.passes = 0
+        engine.model.layers[0].attention.register_forward_pre_hook(self._pass)
+
+    def _pass(self, module: Any, arguments: Any) -> None:
+        self.open.wait(SECONDS)
+        self.passes += 1
+        if self.fail:
+            raise RuntimeError("device lost")
+
+
+@pytest.fixture
+def make_valve() -> Iterator[Callable[[Engine], Valve]]:
+    """`make_valve(engine)`: closed at first; open at the end of the test."""
+    valves: list[Valve] = []
+
+    def make(engine: Engine) -> Valve:
+        valves.append(Valve(engine))
+        return valves[-1]
+
+    yield make
+    for valve in valves:
+        valve.open.set()
+
+
+def _wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, "did not happen in time"
+        time.sleep(0.005)
+
+
+@pytest.fixture(scope="session")
+def wait_until() -> Callable[[Callable[[], bool]], None]:
+    """`wait_until(condition)`: fails if it does not come true in 20 seconds."""
+    return _wait_until
 
 
 @pytest.fixture(scope="session")
@@ -78,6 +129,37 @@ def _client_of(service: CompletionService) -> httpx.AsyncClient:
 def client_of() -> Callable[[CompletionService], httpx.AsyncClient]:
     """A client of a service's real application, without a socket."""
     return _client_of
+
+
+@contextmanager
+def _serving(service: CompletionService, **arguments: Any) -> Iterator[str]:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        app = create_app(service, **arguments)
+        config = uvicorn.Config(app, log_level="warning", lifespan="on")
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+        thread.start()
+        _wait_until(lambda: server.started)
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(SECONDS)
+
+
+@pytest.fixture(scope="session")
+def serving() -> Callable[..., Any]:
+    """`with serving(service, **arguments of create_app) as url`: behind uvicorn, on loopback."""
+    return _serving
+
+
+@pytest.fixture(scope="session")
+def live(make_engine, checkpoint) -> Iterator[str]:
+    """The URL of a server with 64 rows that lives as long as the tests do."""
+    service = CompletionService(make_engine(max_batch=64), "tiny", aliases=[str(checkpoint)])
+    with _serving(service) as url:
+        yield url
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 
 import pytest
 
@@ -16,32 +15,14 @@ SECONDS = 20
 BODY = {"prompt": [1, 2, 3], "max_tokens": 90, "temperature": 0}
 
 
-class Valve:
-    """Sits in the model's first layer: holds the engine's thread, makes it fail, counts passes."""
-
-    def __init__(self, engine) -> None:
-        self.open = threading.Event()
-        self.fail = False
-        self.passes = 0
-        engine.model.layers[0].attention.register_forward_pre_hook(self._pass)
-
-    def _pass(self, module, arguments) -> None:
-        self.open.wait(SECONDS)
-        self.passes += 1
-        if self.fail:
-            raise RuntimeError("device lost")
-
-
 @pytest.fixture
 def engine(make_engine):
     return make_engine(max_batch=2)
 
 
 @pytest.fixture
-def valve(engine):
-    valve = Valve(engine)
-    yield valve
-    valve.open.set()
+def valve(engine, make_valve):
+    return make_valve(engine)
 
 
 @pytest.fixture
@@ -57,14 +38,7 @@ def requests(count: int, max_tokens: int = 2) -> list[Request]:
     return [Request([1, 2, 3], sampling=sampling) for _ in range(count)]
 
 
-def wait_until(condition) -> None:
-    deadline = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, "did not happen in time"
-        time.sleep(0.005)
-
-
-def test_completions_come_in_the_order_of_the_requests(batcher, valve):
+def test_completions_come_in_the_order_of_the_requests(batcher, valve, wait_until):
     valve.open.set()
     sent = [
         Request([1, 2, 3], gates=i / 5, sampling=SamplingParams(max_tokens=9)) for i in range(5)
@@ -74,7 +48,7 @@ def test_completions_come_in_the_order_of_the_requests(batcher, valve):
     wait_until(lambda: batcher.pending == 0)
 
 
-def test_a_call_with_one_bad_request_is_refused_whole(batcher, valve, engine):
+def test_a_call_with_one_bad_request_is_refused_whole(batcher, valve, engine, wait_until):
     valve.open.set()
     bad = Request([1, 10_000])
     future = batcher.submit([*requests(2, 90), bad, *requests(1)])
@@ -85,7 +59,7 @@ def test_a_call_with_one_bad_request_is_refused_whole(batcher, valve, engine):
     assert len(batcher.submit(requests(3)).result(SECONDS)) == 3
 
 
-def test_a_full_queue_refuses_and_later_accepts(batcher, valve):
+def test_a_full_queue_refuses_and_later_accepts(batcher, valve, wait_until):
     calls = [batcher.submit(requests(1)) for _ in range(5)]
     with pytest.raises(APIError, match="6 prompts") as refused:
         batcher.submit(requests(2))
@@ -98,7 +72,7 @@ def test_a_full_queue_refuses_and_later_accepts(batcher, valve):
     assert len(batcher.submit(requests(6)).result(SECONDS)) == 6
 
 
-def test_cancelling_frees_the_rows_and_nobody_else(batcher, valve, engine):
+def test_cancelling_frees_the_rows_and_nobody_else(batcher, valve, engine, wait_until):
     leaving = batcher.submit(requests(2, 90))
     wait_until(lambda: batcher.active == 2)
     waiting = batcher.submit(requests(1, 90))
@@ -125,7 +99,7 @@ def test_an_engine_failure_reaches_everyone(batcher, valve):
     assert batcher.failure is not None
 
 
-def test_closing_fails_what_is_under_way(batcher, valve):
+def test_closing_fails_what_is_under_way(batcher, valve, wait_until):
     call = batcher.submit(requests(2))
     wait_until(lambda: batcher.active == 2)
     threading.Timer(0.1, valve.open.set).start()
@@ -136,7 +110,9 @@ def test_closing_fails_what_is_under_way(batcher, valve):
         batcher.submit(requests(1))
 
 
-def test_the_event_loop_goes_on_and_a_client_may_leave(engine, valve, make_service, client_of):
+def test_the_event_loop_goes_on_and_a_client_may_leave(
+    engine, valve, make_service, client_of, wait_until
+):
     service = make_service(engine)
 
     async def run() -> None:
@@ -176,5 +152,92 @@ def test_overload_and_failure_over_http(engine, valve, make_service, client_of):
             for response in (await first, await client.get("/health")):
                 assert response.status_code == 503
                 assert response.json()["error"]["type"] == "server_error"
+
+    asyncio.run(run())
+
+
+def test_functions_run_between_steps(batcher, valve, engine):
+    call = batcher.submit(requests(1, 20))
+    job = batcher.run(lambda engine: (threading.current_thread().name, engine.active))
+    failing = batcher.run(lambda engine: 1 / 0)
+    assert batcher.pending == 3
+    valve.open.set()
+    assert job.result(SECONDS) in {("engine", 0), ("engine", 1)}
+    with pytest.raises(ZeroDivisionError):
+        failing.result(SECONDS)
+    assert len(call.result(SECONDS)) == 1  # the engine goes on
+    assert batcher.failure is None
+
+
+def test_functions_count_and_fail_like_samples(batcher, valve, wait_until):
+    call = batcher.submit(requests(2))
+    wait_until(lambda: batcher.active == 2)
+    jobs = [batcher.run(lambda engine: 1) for _ in range(4)]
+    with pytest.raises(APIError, match="6 prompts"):
+        batcher.run(lambda engine: 1)
+    assert batcher.refusal is not None
+    valve.fail = True
+    valve.open.set()
+    for future in (call, *jobs):
+        with pytest.raises(APIError) as failed:
+            future.result(SECONDS)
+        assert failed.value.status == 503
+
+
+def test_draining_finishes_what_was_accepted(batcher, valve, wait_until):
+    calls = [batcher.submit(requests(1, 30)) for _ in range(4)]
+    wait_until(lambda: batcher.active == 2)
+    closing = threading.Thread(target=batcher.close, args=(SECONDS,))
+    closing.start()
+    wait_until(lambda: batcher.refusal is not None)
+    with pytest.raises(APIError, match="shutting down") as refused:
+        batcher.submit(requests(1))
+    assert refused.value.status == 503
+    assert int(refused.value.response().headers["Retry-After"]) >= 1
+    valve.open.set()
+    assert all(len(call.result(SECONDS)[0].tokens) <= 30 for call in calls)
+    closing.join(SECONDS)
+    assert not closing.is_alive()
+
+
+def test_draining_ends_at_its_limit(batcher, valve, wait_until):
+    calls = [batcher.submit(requests(1, 90)) for _ in range(6)]
+    wait_until(lambda: batcher.active == 2)
+    threading.Timer(0.2, valve.open.set).start()
+    batcher.close(0.1)
+    for call in calls:
+        with pytest.raises(APIError, match="shutting down"):
+            call.result(SECONDS)
+
+
+def test_samples_come_in_order(batcher, valve):
+    valve.open.set()
+    sampling = SamplingParams(max_tokens=4, temperature=1.0, seed=1)
+    sent = [Request([1, 2, 3], sampling=sampling, n=n) for n in (1, 3)]
+    done = batcher.submit(sent).result(SECONDS)
+    assert [(each.request_id, each.index) for each in done] == [
+        (request.id, index) for request in sent for index in range(request.n)
+    ]
+    assert done[0].tokens == done[1].tokens != done[2].tokens
+
+
+def test_ready_follows_the_queue(engine, valve, make_service, client_of):
+    service = make_service(engine, max_queue=0)
+
+    async def run() -> None:
+        async with client_of(service) as client:
+            assert (await client.get("/ready")).status_code == 200
+            body = {**BODY, "prompt": [[1], [2]]}
+            first = asyncio.create_task(client.post("/v1/completions", json=body))
+            while (await client.get("/health")).json()["active"] < 2:
+                await asyncio.sleep(0.005)
+            full = await client.get("/ready")
+            assert full.status_code == 503
+            assert int(full.headers["retry-after"]) >= 1
+            valve.open.set()
+            assert (await first).status_code == 200
+            assert (await client.get("/ready")).json() == {"status": "ready"}
+            service.close()
+            assert (await client.get("/ready")).status_code == 503
 
     asyncio.run(run())

@@ -52,10 +52,19 @@ BAD_FIELDS = {
     "top_p": [0, 1.1, "1", True],
     "top_k": [-1, 1.5, 2**40, "1", True],
     "seed": [-1, 2**63, 1.5, "1", True],
-    "stop": ["", [""], 1, ["a", 1], ["a"] * 17, "x" * 2000, "\ud800", {"a": "b"}],
-    "n": [0, 2, "1", True, 1.0],
-    "stream": [True, 1, "true"],
-    "logprobs": [1, 5, -1, True, "0"],
+    "stop": ["", [""], 1, ["a", 1], ["a"] * 17, "x" * 2000, {"a": "b"}],
+    "stop_token_ids": [1, "a", [-1], [True], [1.0], [1] * 17, [2**31]],
+    "ignore_eos": [1, "true"],
+    "n": [0, 129, "1", True, 1.0],
+    "best_of": [0, 2, "1", True],
+    "stream": [1, "true"],
+    "stream_options": [True, {}, {"include_usage": True}, {"include_usage": 1}, {"include": True}],
+    "echo": [1, "true"],
+    "logprobs": [21, -1, True, "0"],
+    "suffix": ["x", 1],
+    "logit_bias": [{"50": 1}, [], "{}"],
+    "presence_penalty": [0.1, -1, "0"],
+    "frequency_penalty": [0.1, 2, True],
     "user": [1, ["a"]],
     "model": [1, ["tiny"]],
 }
@@ -105,6 +114,8 @@ MALFORMED = [
     b"\xff\xfe",
     b'{"prompt": "a", "seed": ' + b"1" * 5000 + b"}",
     b'{"prompt": ' + b"[" * 100_000,
+    b'{"prompt": "a", "gates": ' + b"[" * 900 + b"]" * 900 + b"}",
+    rb'{"prompt": "\ud800"}',
 ]
 
 

@@ -1,30 +1,28 @@
-"""`python -m serve` as a user runs it: real Ray Serve, real HTTP, signals."""
+"""What `python -m serve` and Serve's configuration file say before anything is started."""
 
 from __future__ import annotations
 
-import contextlib
+import json
 import os
-import shutil
-import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
-import httpx
 import pytest
+import yaml
 
-from mhc_model import ConfigError, Engine, Request, SamplingParams
+from mhc_model import ConfigError, Engine
 from mhc_model.checkpoint import checkpoint_hash
 from mhc_model.policy import GatePolicy, PolicyConfig
-from mhc_model.settings import load_settings
+from mhc_model.settings import load_settings, validate_settings
 from serve.__main__ import check_settings, main
+from serve.auth import VARIABLE
+from serve.proxy import proxy_environment
 from serve.settings import ServeSettings
 
 ROOT = Path(__file__).resolve().parents[2]
-STOP_S = 40
 
 
 def settings_of(checkpoint: Path, **fields) -> ServeSettings:
@@ -76,125 +74,94 @@ def test_a_port_in_use_and_a_foreign_policy_are_refused(
         check_settings(settings_of(plain_checkpoint, policy=str(policy_directory)))
 
 
-def test_serve_files_can_name_the_application(checkpoint):
-    """`serve deploy` gives `build` plain arguments, of the type that its annotation says."""
-    # In a process of its own: Ray reads the environment for good when it is imported.
-    program = (
-        "import sys; from serve.deployment import build;"
-        "from ray.serve._private.api import call_user_app_builder_with_args_if_necessary as call;"
-        "app = call(build, {'checkpoint': sys.argv[1], 'replicas': 3});"
-        "print(app._bound_deployment.num_replicas)"
-    )
-    command = [sys.executable, "-W", "ignore", "-c", program, str(checkpoint)]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert result.stdout == "3\n", result.stderr
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"replicas": 3, "max_replicas": 2}, "at least 3"),
+        ({"target_ongoing_requests": 5}, "max_replicas"),
+        ({"dtype": "float8"}, "bfloat16"),
+        ({"cuda_graphs": True}, "gpus_per_replica"),
+        ({"drain_s": 0}, "drain_s"),
+        ({"max_batches": 4}, "max_batch"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(fields, reason):
+    with pytest.raises(ConfigError, match=reason):
+        validate_settings(ServeSettings, {"checkpoint": "x", **fields}, "test")
 
 
-@contextlib.contextmanager
-def running_server(checkpoint: Path, policy: Path):
-    """The command in a session of its own; yields the process and the URL that it printed."""
+def test_a_server_open_to_all_without_keys_is_warned_of_once(
+    checkpoint, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.delenv(VARIABLE, raising=False)
+    check_settings(settings_of(checkpoint, port=free_port()))
+    assert capsys.readouterr().err == ""
+    check_settings(settings_of(checkpoint, port=free_port(), host="0.0.0.0"))
+    assert capsys.readouterr().err.count("without API keys") == 1
+    (tmp_path / "keys").write_text("key-number-1")
+    keys = str(tmp_path / "keys")
+    check_settings(settings_of(checkpoint, port=free_port(), host="0.0.0.0", api_keys_file=keys))
+    assert capsys.readouterr().err == ""
+    (tmp_path / "keys").write_text("# none")
+    with pytest.raises(ConfigError, match="no key"):
+        check_settings(settings_of(checkpoint, port=free_port(), api_keys_file=keys))
+    with pytest.raises(ConfigError, match="access_log"):
+        check_settings(settings_of(checkpoint, port=free_port(), access_log=str(tmp_path)))
+
+
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    ray_directory = tempfile.mkdtemp(prefix="mhc-")  # short: Ray's sockets lie in it
-    command = [sys.executable, "-m", "serve", "--checkpoint", str(checkpoint)]
-    command += ["--policy", str(policy), "--port", str(port), "--ray.temp-dir", ray_directory]
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-    process = subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env={**environment, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
+        return probe.getsockname()[1]
+
+
+PROGRAM = """
+import json, sys
+from ray.serve._private.api import call_user_app_builder_with_args_if_necessary as call
+from ray.serve.schema import ServeDeploySchema
+from ray._common.utils import import_attr
+schema = ServeDeploySchema.model_validate(json.loads(sys.argv[1]))
+deployments = []
+for application in schema.applications:
+    for more in ({}, {"max_replicas": 5, "target_ongoing_requests": 7, "max_ongoing_requests": 9}):
+        app = call(import_attr(application.import_path), application.args | more)
+        deployment = app._bound_deployment
+        scaling = deployment._deployment_config.autoscaling_config
+        deployments.append({
+            "replicas": deployment.num_replicas,
+            "ongoing": deployment.max_ongoing_requests,
+            "drain_s": deployment._deployment_config.graceful_shutdown_timeout_s,
+            "actor": deployment.ray_actor_options,
+            "scaling": scaling and [scaling.min_replicas, scaling.max_replicas,
+                                    scaling.target_ongoing_requests],
+        })
+environment = schema.controller_options.runtime_env["env_vars"]
+print(json.dumps([environment, schema.http_options.host, deployments]))
+"""
+
+
+def test_the_shipped_application_file_is_what_serve_deploy_takes(checkpoint):
+    """Serve's own schema and builder read it; the proxies get the environment that it needs."""
+    content = yaml.safe_load((ROOT / "configs" / "serve_app.yaml").read_text())
+    (application,) = content["applications"]
+    settings = validate_settings(ServeSettings, application["args"], "serve_app.yaml")
+    assert settings.max_replicas is not None
+    for field in ("max_replicas", "target_ongoing_requests"):
+        application["args"].pop(field)
+    application["args"] |= {"checkpoint": str(checkpoint), "replicas": 3, "gpus_per_replica": 0.5}
+    # In a process of its own: Ray reads the environment for good when it is imported.
+    command = [sys.executable, "-W", "ignore", "-c", PROGRAM, json.dumps(content)]
+    environment = os.environ | {VARIABLE: "key-number-1"}
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60
     )
-    try:
-        url = f"http://127.0.0.1:{port}"
-        assert process.stdout is not None
-        printed = process.stdout.readline()
-        assert url in printed, f"printed {printed!r} and ended with {process.poll()}"
-        yield process, url
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        shutil.rmtree(ray_directory, ignore_errors=True)
-
-
-def session_members(session: int) -> list[str]:
-    """Command lines of the live processes of a session."""
-    members = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            # pid (name) state ppid pgrp session ...; the name may contain spaces.
-            state, _, _, owner = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
-            if int(owner) == session and state != "Z":
-                members.append((entry / "cmdline").read_text().replace("\0", " "))
-        except (FileNotFoundError, ProcessLookupError):
-            continue  # it ended meanwhile
-    return members
-
-
-@pytest.mark.ray
-@pytest.mark.timeout(180)
-def test_the_command_serves_and_stops(checkpoint, policy_directory, tokenizer):
-    body = {"prompt": "Question: Tom", "max_tokens": 12, "temperature": 0}
-    engine = Engine.from_checkpoint(checkpoint, device="cpu")
-    with running_server(checkpoint, policy_directory) as (process, url):
-        with httpx.Client(base_url=url, timeout=30) as client:
-            _check_answers(client, body, engine)
-            _check_mistakes(client, body)
-            _check_disconnect(url, client)
-            assert client.post("/v1/completions", json=body).status_code == 200
-        assert len(session_members(process.pid)) > 3
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(STOP_S) == 0
-        deadline = time.monotonic() + 10
-        while session_members(process.pid) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        assert session_members(process.pid) == []
-
-
-def _check_answers(client: httpx.Client, body: dict, engine: Engine) -> None:
-    prompt = engine.tokenizer.encode(body["prompt"], bos=True)
-    texts = []
-    for gates in (0.0, [1.0, 0.5, 0.0]):
-        answer = client.post("/v1/completions", json={**body, "gates": gates}).json()
-        request = Request(prompt, gates=gates, sampling=SamplingParams(max_tokens=12))
-        assert answer["choices"][0]["text"] == engine.generate([request])[0].text
-        texts.append(answer["choices"][0]["text"])
-    assert texts[0] != texts[1]
-    answer = client.post("/v1/completions", json={**body, "gates": "policy"}).json()
-    assert answer["gates_source"] == "policy"
-    assert client.get("/health").json()["checkpoint"] == engine.checkpoint_hash
-    assert client.get("/v1/models").json()["data"][0]["id"] == "tiny"
-
-
-def _check_mistakes(client: httpx.Client, body: dict) -> None:
-    json_type = {"Content-Type": "application/json"}
-    mistakes = [
-        (client.post("/v1/completions", json={**body, "gates": [0.5, 2]}), 400),
-        (client.post("/v1/completions", json={**body, "max_tokens": 1000}), 400),
-        (client.post("/v1/completions", content=b'{"prompt": NaN}', headers=json_type), 400),
-        (client.post("/v1/completions", content=b"\xff\xfe", headers=json_type), 400),
-        (client.post("/v1/completions", content=b"a" * (5 << 20), headers=json_type), 413),
-        (client.get("/v1/nothing"), 404),
-        (client.put("/v1/completions"), 405),
-    ]
-    for response, status in mistakes:
-        assert response.status_code == status
-        assert response.json()["error"]["message"]
-
-
-def _check_disconnect(url: str, client: httpx.Client) -> None:
-    """Seconds of work are dropped when the client goes away."""
-    work = {"prompt": [[1, 2, 3]] * 280, "max_tokens": 90, "seed": 1}
-    with pytest.raises(httpx.TimeoutException):
-        httpx.post(f"{url}/v1/completions", json=work, timeout=0.7)
-    deadline = time.monotonic() + 5
-    while True:
-        health = client.get("/health").json()
-        if health["active"] + health["waiting"] == 0:
-            return
-        assert time.monotonic() < deadline, health
-        time.sleep(0.05)
+    assert done.returncode == 0, done.stderr
+    proxies, host, (fixed, scaled) = json.loads(done.stdout)
+    assert proxies == proxy_environment(settings.request_timeout_s, settings.access_log)
+    assert host == "127.0.0.1"
+    assert (fixed["replicas"], fixed["scaling"]) == (3, None)
+    assert fixed["ongoing"] > settings.max_batch + settings.max_queue
+    assert fixed["drain_s"] == settings.drain_s
+    assert fixed["actor"] == {"num_cpus": 1, "num_gpus": 0.5}
+    assert scaled["scaling"] == [3, 5, 7]
+    assert scaled["ongoing"] == 9

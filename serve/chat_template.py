@@ -1,0 +1,159 @@
+"""From a conversation to a prompt, by a Jinja2 template as Hugging Face checkpoints carry them."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jinja2 import TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from mhc_model.errors import ConfigError
+from mhc_model.tokenizer import CONFIG_FILE, Tokenizer
+
+TEMPLATE_FILE = "chat_template.jinja"
+
+# Fits base models trained on "Question: ...\nAnswer: ..." documents.
+DEFAULT_TEMPLATE = """\
+{%- for message in messages if message.role == 'system' %}{{ message.content | trim }}
+
+{% endfor %}
+{%- for message in messages if message.role != 'system' %}
+{%- if message.role == 'user' %}Question: {{ message.content | trim }}
+{% else %}Answer: {{ message.content | trim }}
+
+{% endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}Answer:{% endif %}"""
+DEFAULT_STOP = "Question:"
+
+_PROBE = [{"role": "user", "content": "a"}]
+
+
+class ChatTemplate:
+    """Renders messages to token ids. Safe to share between threads."""
+
+    def __init__(self, source: str, stop: Sequence[str] = ()) -> None:
+        """Compiles a template.
+
+        Args:
+            source: of the template; gets `messages`, `add_generation_prompt`, `bos_token`,
+                `eos_token`, and the functions `raise_exception` and `strftime_now`.
+            stop: strings at which an answer ends, besides the request's.
+
+        Raises:
+            ConfigError: if it is no template, or fails on a conversation of one user message.
+        """
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        )
+        environment.filters["tojson"] = _to_json
+        environment.globals["raise_exception"] = _raise
+        environment.globals["strftime_now"] = lambda format: datetime.now().strftime(format)
+        self.stop = tuple(stop)
+        try:
+            self._template = environment.from_string(source)
+            self._render(_PROBE, "", "")
+        except (TemplateError, TypeError, ValueError, LookupError) as error:
+            raise ConfigError(
+                f"the chat template does not render a user message: {error}"
+            ) from error
+
+    @classmethod
+    def load(cls, path: str | Path | None, checkpoint: str | Path) -> ChatTemplate:
+        """The template of a file, else the checkpoint's, else the default.
+
+        Args:
+            path: of a template; None looks into the checkpoint.
+            checkpoint: directory; `chat_template.jinja` there, or the entry `chat_template` of
+                its tokenizer_config.json.
+
+        Raises:
+            ConfigError: if the file cannot be read or is no template.
+        """
+        if path is not None:
+            return cls(_read(Path(path)))
+        beside = Path(checkpoint) / TEMPLATE_FILE
+        if beside.exists():
+            return cls(_read(beside))
+        config = Path(checkpoint) / CONFIG_FILE
+        source = json.loads(_read(config)).get("chat_template") if config.exists() else None
+        if source is None:
+            return cls.default()
+        if not isinstance(source, str):
+            raise ConfigError(
+                f"chat_template in {config} is no text but {type(source).__name__}; give the "
+                f"template wanted as a file, with --chat-template"
+            )
+        return cls(source)
+
+    @classmethod
+    def default(cls) -> ChatTemplate:
+        """System text, then `Question: ...` and `Answer: ...`; an answer ends at `Question:`."""
+        return cls(DEFAULT_TEMPLATE, [DEFAULT_STOP])
+
+    def encode(self, messages: Sequence[dict[str, Any]], tokenizer: Tokenizer) -> list[int]:
+        """Token ids of a prompt for the next answer.
+
+        The model's beginning, if it has one, is there whether the template writes it or not. Where
+        the template writes the name of a special token, it is that token; where a message does, it
+        is text like any other.
+
+        Args:
+            messages: each with `role` and `content`.
+            tokenizer: of the model.
+
+        Raises:
+            jinja2.TemplateError: if the template refuses the messages.
+            DataError: as `Tokenizer.encode`.
+        """
+        specials = tokenizer.special_tokens
+        names = {token: name for name, token in specials.items()}
+        # No message can hold a number drawn after it was written.
+        drawn = secrets.token_hex(16)
+        stand_ins = {name: f"\ue000{drawn}-{token}\ue000" for name, token in specials.items()}
+        hidden = [
+            {**message, "content": _replaced(message["content"], stand_ins)} for message in messages
+        ]
+        bos = "" if tokenizer.bos_id is None else names.get(tokenizer.bos_id, "")
+        text = self._render(hidden, bos, names.get(tokenizer.eos_id, ""))
+        written = {stand_in: name for name, stand_in in stand_ins.items()}
+        ids: list[int] = []
+        for part in tokenizer.cut_at_specials(text):
+            special = specials.get(part)
+            ids += [special] if special is not None else tokenizer.encode(_replaced(part, written))
+        if tokenizer.bos_id is not None and ids[:1] != [tokenizer.bos_id]:
+            ids.insert(0, tokenizer.bos_id)
+        return ids
+
+    def _render(self, messages: Sequence[dict[str, Any]], bos: str, eos: str) -> str:
+        return self._template.render(
+            messages=messages, add_generation_prompt=True, bos_token=bos, eos_token=eos
+        )
+
+
+def _replaced(text: str, table: Mapping[str, str]) -> str:
+    """The text with every key of the table replaced by its value, the longest first."""
+    for key in sorted(table, key=len, reverse=True):
+        text = text.replace(key, table[key])
+    return text
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from None
+
+
+def _raise(message: str) -> NoReturn:
+    raise TemplateError(message)
+
+
+def _to_json(value: Any, **options: Any) -> str:
+    """Jinja2's own escapes for HTML."""
+    return json.dumps(value, ensure_ascii=False, **options)

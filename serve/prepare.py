@@ -1,0 +1,262 @@
+"""From a request's body to the engine's requests: tokens, gates, sampling, and what is refused."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+from jinja2 import TemplateError
+from torch import Tensor
+
+from mhc_model.engine import Engine
+from mhc_model.errors import GateError
+from mhc_model.gates import expand_gates, gates_hash
+from mhc_model.policy import GatePolicy
+from mhc_model.request import Request, SamplingParams
+from mhc_model.tokenizer import Tokenizer
+from serve.chat_schemas import ChatRequest
+from serve.chat_template import ChatTemplate
+from serve.errors import APIError
+from serve.schemas import CompletionRequest, GatesSource, GenerationRequest
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The engine's requests, one a prompt, and what the answer says of them.
+
+    Attributes:
+        requests: in the order of the prompts.
+        gates: the 2L gates of each prompt; None for a plain model.
+        gates_source: where they come from; None for a plain model.
+        gates_hash: of the gates where all prompts have the same.
+        starts: where in each prompt the caller's own text begins: behind the special token that
+            the server put before a text.
+    """
+
+    requests: list[Request]
+    gates: list[list[float] | None]
+    gates_source: GatesSource | None
+    gates_hash: str | None
+    starts: list[int]
+
+    @property
+    def samples(self) -> int:
+        return sum(request.n for request in self.requests)
+
+    @property
+    def prompt_tokens(self) -> int:
+        return sum(len(request.prompt) for request in self.requests)
+
+
+class Preparer:
+    """Does the CPU work before a request reaches the engine; safe to call from any thread."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        capacity: int,
+        policy: GatePolicy | None,
+        template: ChatTemplate,
+    ) -> None:
+        """Reads what it needs of the engine, which another thread may drive already.
+
+        Args:
+            engine: whose model and context the requests are for.
+            tokenizer: of its model.
+            capacity: most samples of a request.
+            policy: for gates "policy".
+            template: of conversations.
+        """
+        self._model = engine.model
+        self._config = engine.model.config
+        self._context = engine.max_seq_len
+        self._tokenizer = tokenizer
+        self._capacity = capacity
+        self._policy = policy
+        self._template = template
+        longest = int(tokenizer.token_byte_lengths().max())
+        self._max_characters = longest * self._context
+        self._learned: Tensor | None = None
+        if self._config.mhc is not None:
+            self._learned = self._model.learned_gates().detach().cpu()
+
+    def completion(self, body: CompletionRequest) -> Prepared:
+        """Prepares POST /v1/completions.
+
+        Raises:
+            APIError, GateError, EngineError, DataError: all of them are the caller's fault.
+        """
+        self._check_count(len(body.prompt), body.n)
+        prompts = [self._tokens(prompt) for prompt in body.prompt]
+        for prompt in prompts:
+            self._check_tokens(prompt)
+            self._check_context(len(prompt), body.max_tokens)
+        sampling = [self._completion_sampling(body, prompt) for prompt in prompts]
+        starts = [int(isinstance(prompt, str)) for prompt in body.prompt]
+        return self._prepared(body, prompts, sampling, starts)
+
+    def chat(self, body: ChatRequest) -> Prepared:
+        """Prepares POST /v1/chat/completions; raises as `completion`."""
+        self._check_count(1, body.n)
+        self._check_characters(sum(len(message.content) for message in body.messages))
+        messages = [message.model_dump(exclude_none=True) for message in body.messages]
+        try:
+            prompt = self._template.encode(messages, self._tokenizer)
+        except TemplateError as error:
+            raise APIError(
+                HTTPStatus.BAD_REQUEST,
+                f"the chat template refuses these messages: {error}",
+                "messages",
+            ) from None
+        wanted = body.max_tokens or body.max_completion_tokens
+        max_tokens = wanted or max(1, self._context - len(prompt))
+        self._check_context(len(prompt), max_tokens)
+        sampling = SamplingParams(
+            max_tokens=max_tokens,
+            logprobs=body.logprobs,
+            top_logprobs=body.top_logprobs or 0,
+            ignore_eos=body.ignore_eos,
+            **self._sampling(body, self._template.stop),
+        )
+        return self._prepared(body, [prompt], [sampling], [0])
+
+    def prompt_and_gates(
+        self, prompt: str | list[int], gates: object
+    ) -> tuple[list[int], Tensor | None, GatesSource | None]:
+        """Tokens of one prompt, its gates, (2L,) or None for a plain model, and their source.
+
+        Raises:
+            APIError, GateError, DataError: all of them are the caller's fault.
+        """
+        tokens = self._tokens(prompt)
+        self._check_tokens(tokens)
+        self._check_context(len(tokens), 0)
+        rows, source = self._gates(gates, [tokens])
+        return tokens, rows[0], source
+
+    def _prepared(
+        self,
+        body: GenerationRequest,
+        prompts: list[list[int]],
+        sampling: list[SamplingParams],
+        starts: list[int],
+    ) -> Prepared:
+        rows, source = self._gates(body.gates, prompts)
+        given = [None] * len(rows) if source == "learned" else rows  # the engine has those
+        requests = [
+            Request(prompt, gates=row, sampling=parameters, n=body.n, stream=body.stream)
+            for prompt, row, parameters in zip(prompts, given, sampling, strict=True)
+        ]
+        hashes = {gates_hash(row) for row in rows if row is not None}
+        return Prepared(
+            requests=requests,
+            gates=[None if row is None else row.tolist() for row in rows],
+            gates_source=source,
+            gates_hash=hashes.pop() if len(hashes) == 1 else None,
+            starts=starts,
+        )
+
+    def _tokens(self, prompt: str | list[int]) -> list[int]:
+        """Text starts a document, as in training; token ids are taken as they are."""
+        if not isinstance(prompt, str):
+            return prompt
+        self._check_characters(len(prompt))
+        return self._tokenizer.encode(prompt, bos=True)
+
+    def _check_count(self, prompts: int, n: int) -> None:
+        if prompts * n > self._capacity:
+            raise APIError(
+                HTTPStatus.BAD_REQUEST,
+                f"{prompts} prompts with n = {n} make {prompts * n} samples in one request; the "
+                f"server holds {self._capacity} at a time: send fewer in a request",
+                "prompt" if prompts > 1 else "n",
+            )
+
+    def _check_characters(self, count: int) -> None:
+        """Spares the tokenizer what cannot fit: a token has so many bytes at most."""
+        if count > self._max_characters:
+            raise _too_long(f"a prompt of {count} characters", self._context, "prompt")
+
+    def _check_tokens(self, prompt: Sequence[int]) -> None:
+        """Before the policy reads embeddings by these ids, and long before the engine checks."""
+        vocabulary = self._config.vocab_size
+        unknown = next((token for token in prompt if not 0 <= token < vocabulary), None)
+        if unknown is not None:
+            raise APIError(
+                HTTPStatus.BAD_REQUEST,
+                f"prompt token {unknown} is outside the vocabulary of 0 to {vocabulary - 1}",
+                "prompt",
+            )
+
+    def _check_context(self, prompt: int, max_tokens: int) -> None:
+        total = prompt + max_tokens
+        if total > self._context:
+            what = f"{prompt} prompt tokens and max_tokens {max_tokens} make {total}"
+            raise _too_long(what, self._context, "max_tokens")
+
+    def _completion_sampling(
+        self, body: CompletionRequest, prompt: Sequence[int]
+    ) -> SamplingParams:
+        scores = body.echo and body.logprobs is not None
+        scored_from = 0 if scores else None
+        if body.max_tokens == 0 and not scores:
+            scored_from = len(prompt) - 1  # the engine wants a purpose
+        return SamplingParams(
+            max_tokens=body.max_tokens,
+            logprobs=body.logprobs is not None,
+            top_logprobs=body.logprobs or 0,
+            prompt_logprobs_from=scored_from,
+            # Harnesses that score a prompt ask for one token more and drop the last entry,
+            # whatever it is: it must be there, also where the model would end the document.
+            ignore_eos=body.ignore_eos or (scores and body.max_tokens == 1),
+            **self._sampling(body),
+        )
+
+    def _sampling(self, body: GenerationRequest, stop: Sequence[str] = ()) -> dict[str, Any]:
+        return {
+            "temperature": body.temperature,
+            "top_p": body.top_p,
+            "top_k": body.top_k,
+            "seed": secrets.randbits(63) if body.seed is None else body.seed,
+            "stop": (*body.stop, *stop),
+            "stop_token_ids": body.stop_token_ids,
+        }
+
+    def _gates(
+        self, wanted: object, prompts: list[list[int]]
+    ) -> tuple[list[Tensor | None], GatesSource | None]:
+        """Gates of every prompt, each (2L,) or None for a plain model, and their source."""
+        if self._learned is None:
+            if wanted is not None:
+                raise GateError("this model is plain (mhc: null) and has no gates; leave them out")
+            return [None] * len(prompts), None
+        if wanted is None or wanted == "learned":
+            return [self._learned] * len(prompts), "learned"
+        if wanted == "policy":
+            if self._policy is None:
+                raise APIError(
+                    HTTPStatus.BAD_REQUEST,
+                    "this server has no gate policy; start it with --policy DIR, or give numbers "
+                    'or "learned"',
+                    "gates",
+                    "no_policy",
+                )
+            return list(self._policy.gates_for_prompts(self._model, prompts)), "policy"
+        try:
+            row = expand_gates(wanted, self._config.n_layers)  # type: ignore[arg-type]  # it checks
+        except GateError as error:
+            raise GateError(f'{error}; or "learned", or "policy"') from None
+        return [row] * len(prompts), "request"
+
+
+def _too_long(what: str, context: int, param: str) -> APIError:
+    return APIError(
+        HTTPStatus.BAD_REQUEST,
+        f"{what}; the context is {context} tokens: shorten the prompt or lower max_tokens",
+        param,
+        "context_length_exceeded",
+    )

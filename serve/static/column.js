@@ -1,0 +1,191 @@
+// One of the two columns: its gates, its streamed answer, what was measured.
+
+import { ApiError, stream } from "./api.js";
+import { element, facts, mean, short } from "./dom.js";
+import { GateControls } from "./gates.js";
+import { gateStrip } from "./heatmap.js";
+
+export class Column {
+  /**
+   * @param {string} label "A" or "B"
+   * @param {{run: () => void, changed: () => void, grew: () => void}} calls run: its button was
+   *   pressed; changed: its gates were; grew: its text was, or its state
+   */
+  constructor(label, calls) {
+    this.label = label;
+    this.calls = calls;
+    this.text = "";
+    this.answered = false; // something came since the last start
+    this.gates = null; // GateControls; null for a plain model
+    this.abort = null;
+    this.root = document
+      .getElementById("column-template")
+      .content.firstElementChild.cloneNode(true);
+    this.root.id = `column-${label.toLowerCase()}`;
+    this.root.classList.add(label.toLowerCase());
+    this.output = this.find(".output");
+    this.find(".badge").textContent = label;
+    this.find(".gates").setAttribute("aria-label", `Gates ${label}`);
+    this.output.setAttribute("aria-label", `Answer ${label}`);
+    this.prepareButtons();
+  }
+
+  find(selector) {
+    return this.root.querySelector(selector);
+  }
+
+  get running() {
+    return this.abort !== null;
+  }
+
+  prepareButtons() {
+    this.find(".run").textContent = `Generate ${this.label}`;
+    this.find(".halt").textContent = `Stop ${this.label}`;
+    this.find(".run").addEventListener("click", this.calls.run);
+    this.find(".halt").addEventListener("click", () => this.stop());
+  }
+
+  /** Builds the gate controls, or says that there are none. */
+  setModel(model, state) {
+    const plain = model.n_gates === 0;
+    this.find(".plain-note").hidden = !plain;
+    this.find(".modes").hidden = plain;
+    this.find(".modes").replaceChildren(this.find(".modes legend"));
+    this.find(".controls").replaceChildren();
+    this.gates = plain
+      ? null
+      : new GateControls(this.root, this.label, model, state, this.calls.changed);
+  }
+
+  /** Adds a button that takes over the other column's gates. */
+  addCopy(other) {
+    this.find("h3").append(
+      element("button", {
+        type: "button",
+        class: "small",
+        text: `Copy from ${other.label}`,
+        click: () => this.gates.copy(other.gates),
+      }),
+    );
+  }
+
+  /** `fields` with this column's gates: the body of a request. */
+  body(fields) {
+    return this.gates === null ? fields : { ...fields, gates: this.gates.request };
+  }
+
+  stop() {
+    this.abort?.abort();
+  }
+
+  /** Streams one completion into the column; errors are shown in it. */
+  async generate(fields) {
+    this.stop();
+    const abort = new AbortController();
+    this.abort = abort;
+    this.begin();
+    try {
+      // With the chosen tokens' log-probabilities a chunk says how many tokens it brings.
+      const options = { stream: true, stream_options: { include_usage: true }, logprobs: 0 };
+      const body = this.body({ ...fields, ...options });
+      for await (const chunk of stream("v1/completions", body, abort.signal)) {
+        if (this.abort !== abort) return;
+        this.take(chunk);
+      }
+      if (this.abort === abort) this.end(this.reason === "length" ? "at max tokens" : "ended");
+    } catch (error) {
+      if (this.abort !== abort) return; // another run has taken over
+      if (error.name === "AbortError") this.end("stopped");
+      else this.fail(error);
+      if (!(error instanceof ApiError || error.name === "AbortError")) throw error; // our own fault
+    }
+  }
+
+  begin() {
+    Object.assign(this, { text: "", answered: false, tokens: 0, reason: null, usage: null });
+    Object.assign(this, { started: performance.now(), first: null, last: null });
+    this.find(".answer .error").hidden = true;
+    this.find(".used").hidden = true;
+    this.find(".facts").replaceChildren();
+    this.busy(true);
+    this.say("waiting");
+    this.calls.grew();
+  }
+
+  take(chunk) {
+    if (chunk.usage) this.usage = chunk.usage;
+    const choice = chunk.choices[0];
+    if (choice === undefined) return;
+    this.answered = true;
+    if (choice.gates) this.showUsed(choice.gates, chunk.gates_source);
+    this.text += choice.text;
+    this.reason = choice.finish_reason ?? this.reason;
+    const gained = choice.logprobs?.tokens.length ?? 0;
+    if (gained || choice.text) {
+      this.last = performance.now();
+      this.first ??= this.last;
+    }
+    this.tokens += gained;
+    this.say("streaming");
+    this.measured();
+    this.calls.grew();
+  }
+
+  end(how) {
+    this.abort = null;
+    this.answered = true;
+    this.busy(false);
+    this.say(how);
+    this.measured();
+    this.calls.grew();
+  }
+
+  /** Shows an error in place of the answer, or below what there is of it. */
+  fail(error) {
+    const box = this.find(".answer .error");
+    const kind = [error.status || null, error.code].filter(Boolean).join(" ");
+    box.textContent = kind ? `${error.message} (${kind})` : error.message;
+    box.hidden = false;
+    this.end("failed");
+  }
+
+  busy(running) {
+    this.find(".halt").disabled = !running;
+    this.output.setAttribute("aria-busy", String(running));
+  }
+
+  say(state) {
+    const line = this.find(".state");
+    if (line.textContent !== state) line.textContent = state;
+    this.root.dataset.state = state;
+  }
+
+  measured() {
+    if (this.first === null) return;
+    const tokens = this.usage?.completion_tokens ?? this.tokens;
+    const seconds = (this.last - this.first) / 1000;
+    const cached = this.usage?.prompt_tokens_details?.cached_tokens;
+    const prompt = this.usage
+      ? `${this.usage.prompt_tokens}${cached ? `, ${cached} cached` : ""}`
+      : null;
+    this.find(".facts").replaceChildren(
+      ...facts([
+        ["tokens", String(tokens)],
+        ["tokens/s", seconds > 0 && tokens > 1 ? short((tokens - 1) / seconds, 1) : "–"],
+        ["first token", `${short(this.first - this.started, 0)} ms`],
+        ["prompt tokens", prompt],
+      ]),
+    );
+  }
+
+  showUsed(gates, source) {
+    const spread = `${short(Math.min(...gates))} to ${short(Math.max(...gates))}`;
+    const same = gates.every((gate) => gate === gates[0]);
+    const text = same ? `${short(gates[0])} everywhere` : `${spread}, mean ${short(mean(gates))}`;
+    this.find(".used").replaceChildren(
+      element("h4", { text: `Gates used (${source}): ${text}` }),
+      gateStrip(`gate used in ${this.label}`, gates),
+    );
+    this.find(".used").hidden = false;
+  }
+}

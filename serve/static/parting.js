@@ -1,0 +1,42 @@
+// Where the two answers part.
+
+import { element } from "./dom.js";
+
+/** @returns {number} characters (code points) that both texts begin with */
+export function commonLength(first, second) {
+  const [a, b] = [[...first], [...second]];
+  let length = 0;
+  while (length < Math.min(a.length, b.length) && a[length] === b[length]) length += 1;
+  return length;
+}
+
+/**
+ * Shows both answers, marked from where they part, and says where that is.
+ *
+ * @param {import("./column.js").Column} a
+ * @param {import("./column.js").Column} b
+ * @param {HTMLElement} verdict
+ */
+export function compare(a, b, verdict) {
+  const common = commonLength(a.text, b.text);
+  const running = a.running || b.running;
+  const shorter = Math.min([...a.text].length, [...b.text].length);
+  // While one still runs, only what both have can differ.
+  const parted = a.answered && b.answered && (running ? common < shorter : a.text !== b.text);
+  for (const column of [a, b]) showText(column.output, column.text, parted ? common : Infinity);
+  verdict.textContent = a.answered && b.answered && !running ? sentence(parted, common) : "";
+}
+
+function showText(output, text, common) {
+  const characters = [...text];
+  const rest = characters.slice(common).join("");
+  output.replaceChildren(characters.slice(0, common).join(""));
+  if (rest) output.append(element("mark", { text: rest }));
+}
+
+function sentence(parted, common) {
+  if (!parted) return "Both answers are the same.";
+  if (common === 0) return "The answers differ from the first character on.";
+  const characters = common === 1 ? "1 character" : `${common} characters`;
+  return `The answers are the same for ${characters}, then they part (marked).`;
+}

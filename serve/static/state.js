@@ -1,0 +1,47 @@
+// What the address keeps after the #: prompt, sampling and the gates of both columns.
+
+export const EXAMPLE =
+  "Question: Tom has 7 apples. He buys 5 more apples. How many apples does Tom have now?\nAnswer:";
+
+export const DEFAULTS = {
+  prompt: EXAMPLE,
+  maxTokens: "48",
+  temperature: "0",
+  seed: "0",
+  a: { mode: "learned", values: null },
+  b: { mode: "global", values: [0] },
+};
+
+const FIELDS = { prompt: "p", maxTokens: "m", temperature: "t", seed: "s" };
+const MODES = ["learned", "policy", "global", "layer", "sublayer"];
+
+/** The state of an address; what is missing or makes no sense is as in DEFAULTS. */
+export function readState(fragment) {
+  const given = new URLSearchParams(fragment.replace(/^#/, ""));
+  const state = { ...DEFAULTS };
+  for (const [field, name] of Object.entries(FIELDS)) {
+    if (given.has(name)) state[field] = given.get(name);
+  }
+  for (const column of ["a", "b"]) {
+    state[column] = readGates(given.get(column)) ?? DEFAULTS[column];
+  }
+  return state;
+}
+
+function readGates(text) {
+  const [mode, numbers] = (text ?? "").split(":");
+  if (!MODES.includes(mode)) return null;
+  const values = numbers ? numbers.split(",").map(Number) : null;
+  return values?.every(Number.isFinite) === false ? null : { mode, values };
+}
+
+/** The fragment of a state; `gates` as `GateControls.state` gives them. */
+export function writeState(state) {
+  const fields = new URLSearchParams();
+  for (const [field, name] of Object.entries(FIELDS)) fields.set(name, state[field]);
+  for (const column of ["a", "b"]) {
+    const { mode, values } = state[column];
+    fields.set(column, values ? `${mode}:${values.join(",")}` : mode);
+  }
+  return `#${fields}`;
+}

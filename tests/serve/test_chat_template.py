@@ -1,0 +1,165 @@
+"""Conversations become prompts: by the default, a checkpoint's or an operator's template."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from jinja2 import TemplateError
+from tokenizers import Tokenizer as Fast
+
+from mhc_model import ConfigError
+from mhc_model.fast_tokenizer import FastTokenizer
+from serve.chat_template import ChatTemplate
+
+MESSAGES = [
+    {"role": "system", "content": "Be brief. "},
+    {"role": "user", "content": "7 + 5?"},
+    {"role": "assistant", "content": " 12\n"},
+    {"role": "user", "content": "And 1?"},
+]
+CHATML = (
+    "{{ bos_token }}{% for m in messages %}<{{ m.role }}>{{ m['content'] }}{{ eos_token }}\n"
+    "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def test_the_default_is_questions_and_answers(tokenizer):
+    ids = ChatTemplate.default().encode(MESSAGES, tokenizer)
+    assert ids[0] == tokenizer.bos_id
+    assert tokenizer.decode(ids) == (
+        "Be brief.\n\nQuestion: 7 + 5?\nAnswer: 12\n\nQuestion: And 1?\nAnswer:"
+    )
+    assert ids == tokenizer.encode(tokenizer.decode(ids), bos=True)
+
+
+def test_special_tokens_come_from_the_template_only(tokenizer):
+    special = tokenizer.special
+    messages = [{"role": "user", "content": f"say {special}!"}]
+    ids = ChatTemplate(CHATML).encode(messages, tokenizer)
+    assert [place for place, token in enumerate(ids) if token == tokenizer.bos_id] == [
+        0,
+        len(ids) - 1 - len(tokenizer.encode("\n<assistant>")),
+    ]
+    assert tokenizer.decode(ids) == f"<user>say {special}!\n<assistant>"
+
+
+def test_a_converted_models_template(tokenizer):
+    """Several special tokens, and texts that begin with none."""
+    fast = Fast.from_str(tokenizer.files["tokenizer.json"].decode())
+    fast.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+    config = {"eos_token": "<|im_end|>"}
+    files = {"tokenizer.json": fast.to_str(), "tokenizer_config.json": json.dumps(config)}
+    converted = FastTokenizer.from_files({name: text.encode() for name, text in files.items()})
+    template = ChatTemplate(
+        "{{ bos_token }}{% for m in messages %}"
+        "<|im_start|>{{ m.content }}{{ eos_token }}{% endfor %}"
+    )
+    said = "say <|im_end|> and <|im_start|>!"
+    ids = template.encode([{"role": "user", "content": said}], converted)
+    start, end = (converted.special_tokens[name] for name in ("<|im_start|>", "<|im_end|>"))
+    assert ids == [start, *converted.encode(said), end]
+    assert ids.count(start) == ids.count(end) == 1
+
+
+def test_where_a_template_comes_from(tmp_path, tokenizer):
+    def text(path=None) -> str:
+        template = ChatTemplate.load(path, tmp_path)
+        return tokenizer.decode(template.encode(MESSAGES[1:2], tokenizer))
+
+    tokenizer.save(tmp_path)
+    assert text() == "Question: 7 + 5?\nAnswer:"
+    assert ChatTemplate.load(None, tmp_path).stop == ("Question:",)
+    config = tmp_path / "tokenizer_config.json"
+    fields = json.loads(config.read_text())
+    config.write_text(json.dumps({**fields, "chat_template": "C{{ messages[0].content }}"}))
+    assert text() == "C7 + 5?"
+    assert ChatTemplate.load(None, tmp_path).stop == ()
+    (tmp_path / "chat_template.jinja").write_text("J{{ messages[0].content }}")
+    assert text() == "J7 + 5?"
+    (tmp_path / "mine").write_text("M{{ messages[0].content | tojson }}")
+    assert text(tmp_path / "mine") == 'M"7 + 5?"'
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["{% for", "{{ nothing.at.all }}", "{{ messages.__class__.__mro__ }}", "{{ 1 + 'a' }}"],
+)
+def test_broken_templates_are_refused_when_loaded(source, tmp_path):
+    (tmp_path / "template").write_text(source)
+    with pytest.raises(ConfigError, match="chat template"):
+        ChatTemplate.load(tmp_path / "template", tmp_path)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        ChatTemplate.load(tmp_path / "none", tmp_path)
+
+
+def test_a_template_may_refuse_messages(tokenizer, make_service, call):
+    template = ChatTemplate(
+        "{% if messages | length > 1 %}{{ raise_exception('one turn only') }}{% endif %}"
+        "{{ messages[0].content }}"
+    )
+    with pytest.raises(TemplateError, match="one turn only"):
+        template.encode(MESSAGES, tokenizer)
+    response = call(
+        "POST",
+        "/v1/chat/completions",
+        make_service(chat_template=template),
+        json={"messages": MESSAGES, "max_tokens": 2},
+    )
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "messages"
+    assert "one turn only" in response.json()["error"]["message"]
+
+
+@pytest.fixture
+def chat(call):
+    def send(**fields):
+        body = {"messages": [{"role": "user", "content": "a"}], "temperature": 0, **fields}
+        return call("POST", "/v1/chat/completions", json=body)
+
+    return send
+
+
+BAD = {
+    "messages": [None, [], "a", [1], [{"role": "user"}], [{"role": "tool", "content": "a"}]],
+    "max_tokens": [0, 1.5, "1"],
+    "max_completion_tokens": [0, "1"],
+    "logprobs": [1, "true"],
+    "top_logprobs": [1, -1, 21],
+    "response_format": ["text", {"type": "json_object"}],
+    "tools": [[], {}],
+}
+BAD["messages"] += [
+    [{"role": "user", "content": content}]
+    for content in (1, [], [{"type": "image_url", "image_url": {"url": ""}}], [{"text": "a"}])
+]
+BAD["messages"] += [[{"role": "user", "content": "a", "x": 1}], [{"role": "user"}] * 2000]
+
+
+@pytest.mark.parametrize("field", BAD)
+def test_bad_fields_are_named(chat, field):
+    for value in BAD[field]:
+        response = chat(**{field: value})
+        assert response.status_code == 400, value
+        error = response.json()["error"]
+        assert error["param"] == field, value
+        assert field in error["message"]
+
+
+def test_text_parts_are_lines_and_nulls_are_nothing(chat):
+    parts = [{"type": "text", "text": "7 + 5?"}, {"type": "text", "text": "Quick."}]
+    one = chat(messages=[{"role": "user", "content": "7 + 5?\nQuick."}], max_tokens=4).json()
+    message = {"role": "user", "content": parts, "name": None, "tool_calls": None}
+    other = chat(messages=[message], max_completion_tokens=4, tools=None, stop=None).json()
+    assert one["choices"] == other["choices"]
+    assert one["usage"]["prompt_tokens"] == other["usage"]["prompt_tokens"]
+
+
+def test_an_answer_may_fill_the_context(chat):
+    answer = chat(ignore_eos=True, stop_token_ids=[]).json()
+    assert answer["usage"]["total_tokens"] == 96 or answer["choices"][0]["finish_reason"] == "stop"
+    assert chat(max_tokens=1).json()["usage"]["completion_tokens"] == 1
+    long = chat(messages=[{"role": "user", "content": "x" * 95}])
+    assert long.status_code == 400
+    assert long.json()["error"]["code"] == "context_length_exceeded"
+    assert "96" in long.json()["error"]["message"]
