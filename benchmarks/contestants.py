@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from benchmarks.streams import eager_streams, triton_available, with_eager_streams
 from mhc_model.config import MHCConfig, ModelConfig
 from mhc_model.connections import HyperConnection
-from mhc_model.layers import MLP, Attention, rms_norm, rope_table
+from mhc_model.layers import MLP, Attend, Attention, rms_norm, rope_table
 
 
 class Contestant(NamedTuple):
@@ -34,12 +34,12 @@ class Contestant(NamedTuple):
 class Bound(nn.Module):
     """Attention with its rotary table, so that it takes one argument as the mlp does."""
 
-    def __init__(self, attention: Attention, rope: tuple[Tensor, Tensor]) -> None:
+    def __init__(self, attention: Attention, attend: Attend) -> None:
         super().__init__()
-        self.attention, self.rope = attention, rope
+        self.attention, self.attend = attention, attend
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.attention(x, self.rope)
+        return self.attention(x, self.attend)
 
 
 class Normed(nn.Module):
@@ -203,10 +203,10 @@ class Pairs:
             n_heads=options.heads, d_model=options.width, max_seq_len=options.tokens
         )
         torch.manual_seed(0)
-        rope = tuple(part[None, None].to(self.device) for part in rope_table(self.config))
+        turns = (part[None, None].to(self.device) for part in rope_table(self.config))
         attention, mlp = Attention(self.config, 0), MLP(self.config)
         self.sublayers = [
-            part.to(self.device, self.dtype) for part in (Bound(attention, rope), mlp)
+            part.to(self.device, self.dtype) for part in (Bound(attention, Attend(*turns)), mlp)
         ]
 
     def names(self) -> list[str]:

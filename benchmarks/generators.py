@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
-from transformers.models.nanochat import NanoChatConfig, NanoChatForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from benchmarks.timing import synchronize
 from mhc_model import Decoder, Engine, MHCConfig, ModelConfig, Request, SamplingParams
+from mhc_model.conversion.families import family_for
+from mhc_model.conversion.state_dicts import to_transformers
 from mhc_model.request import Completion
 
 
@@ -143,7 +144,7 @@ def transformers_generator(name: str, model: Decoder, rows: int) -> Generator:
     A batch of unequal prompts is padded on the left and generates until the longest is done; only
     tokens that were asked for count.
     """
-    theirs = to_nanochat(model)
+    theirs = in_transformers(model)
     settings = GenerationConfig(do_sample=False, eos_token_id=None, pad_token_id=0)
 
     @torch.inference_mode()
@@ -168,38 +169,12 @@ def transformers_generator(name: str, model: Decoder, rows: int) -> Generator:
     return Generator(name, run, 0)
 
 
-def to_nanochat(model: Decoder) -> Any:
+def in_transformers(model: Decoder) -> Any:
     """The same plain weights in transformers' class."""
-    config = model.config
-    theirs = NanoChatForCausalLM(
-        NanoChatConfig(
-            vocab_size=config.vocab_size,
-            hidden_size=config.d_model,
-            intermediate_size=config.mlp_ratio * config.d_model,
-            num_hidden_layers=config.n_layers,
-            num_attention_heads=config.n_heads,
-            num_key_value_heads=config.kv_heads,
-            max_position_embeddings=config.max_seq_len,
-            rms_norm_eps=config.norm_eps,
-            rope_parameters={"rope_type": "default", "rope_theta": config.rope_base},
-            final_logit_softcapping=config.softcap,
-        )
+    family = family_for(model.config)
+    entries = family.config_entries(model.config)
+    theirs = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(entries.pop("model_type"), **entries)
     )
-    names = {"embedding.weight": "model.embed_tokens.weight", "head.weight": "lm_head.weight"}
-    parts = {
-        "attention": "self_attn",
-        "up_proj": "fc1",
-        "down_proj": "fc2",
-        "layers": "model.layers",
-    }
-    weights = {}
-    for name, value in model.state_dict().items():
-        if name.endswith(("q_proj.weight", "k_proj.weight")):
-            # Theirs turns the other way: the second half of every head changes its sign.
-            value = value.clone().unflatten(0, (-1, 2, config.head_dim // 2))
-            value[:, 1] *= -1
-            value = value.flatten(0, 2)
-        own = names.get(name) or ".".join(parts.get(part, part) for part in name.split("."))
-        weights[own] = value
-    theirs.load_state_dict(weights, strict=True)
+    theirs.load_state_dict(to_transformers(family, model.config, model.state_dict()), strict=True)
     return theirs.to(model.embedding.weight.device, model.embedding.weight.dtype).eval()

@@ -6,7 +6,7 @@ Axes: b window, t token, c channel, v vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -28,9 +28,9 @@ class Window(NamedTuple):
 
     text: int
     tokens: list[int]
+    bytes: int
 
 
-@torch.inference_mode()
 def bits_per_byte(
     model: Decoder,
     tokenizer: Tokenizer,
@@ -57,44 +57,80 @@ def bits_per_byte(
         DataError: if the texts hold nothing, or batch_size is below 1.
         GateError: if the gates do not fit.
     """
-    if batch_size < 1:
-        raise DataError(f"batch_size is {batch_size}; it must be at least 1")
-    encoded = [tokenizer.encode(text) for text in texts]
-    rows = gate_rows(gates, len(encoded), model.config)
+    texts = list(texts)
+    windows = cut_windows(model, tokenizer, texts, context)
+    rows = gate_rows(gates, len(texts), model.config)
+    nats = window_nats(model, tokenizer, windows, rows, batch_size)
+    return sum(nats) / math.log(2.0) / sum(window.bytes for window in windows)
+
+
+def cut_windows(
+    model: Decoder, tokenizer: Tokenizer, texts: Iterable[str], context: int | None = None
+) -> list[Window]:
+    """All windows of the texts, in order; `context` tokens each, None is the model's context.
+
+    Raises:
+        DataError: if the texts hold nothing.
+    """
+    context = model.config.max_seq_len if context is None else context
     lengths = tokenizer.token_byte_lengths()
-    size = sum(int(lengths[tokens].sum()) for tokens in encoded if tokens)
-    if size == 0:
+    windows = []
+    for text, content in enumerate(texts):
+        tokens = tokenizer.encode(content)
+        for start in range(0, len(tokens), context):
+            part = tokens[start : start + context]
+            windows.append(Window(text, part, int(lengths[part].sum())))
+    if sum(window.bytes for window in windows) == 0:
         raise DataError(
             "bits per byte needs text, and there is none: give a file that is not empty"
         )
+    return windows
+
+
+@torch.inference_mode()
+def window_nats(
+    model: Decoder,
+    tokenizer: Tokenizer,
+    windows: Sequence[Window],
+    rows: Tensor | None = None,
+    batch_size: int = 16,
+) -> list[float]:
+    """Negative log-likelihood of each window, in nats.
+
+    Args:
+        model: runs on its own device, in eval mode for the time of the call.
+        tokenizer: the model's.
+        windows: of `cut_windows`.
+        rows: (n_texts, 2L) gates, one row a text, or None for the learned ones.
+        batch_size: windows at once.
+
+    Raises:
+        DataError: if batch_size is below 1.
+    """
+    if batch_size < 1:
+        raise DataError(f"batch_size is {batch_size}; it must be at least 1")
     # Windows of one length side by side waste no padding.
-    context = model.config.max_seq_len if context is None else context
-    windows = sorted(_windows(encoded, context), key=lambda w: -len(w.tokens))
-    nats = 0.0
+    order = sorted(range(len(windows)), key=lambda index: -len(windows[index].tokens))
+    nats = [0.0] * len(windows)
     training = model.training
     model.eval()
     try:
-        for start in range(0, len(windows), batch_size):
-            batch = windows[start : start + batch_size]
+        for start in range(0, len(order), batch_size):
+            positions = order[start : start + batch_size]
+            batch = [windows[position] for position in positions]
             own = None if rows is None else rows[[window.text for window in batch]]
-            nats += _negative_log_likelihood(model, tokenizer.start_id, batch, own)
+            found = _negative_log_likelihoods(model, tokenizer.start_id, batch, own)
+            for position, value in zip(positions, found, strict=True):
+                nats[position] = value
     finally:
         model.train(training)
-    return nats / math.log(2.0) / size
+    return nats
 
 
-def _windows(encoded: list[list[int]], context: int) -> list[Window]:
-    return [
-        Window(text, tokens[start : start + context])
-        for text, tokens in enumerate(encoded)
-        for start in range(0, len(tokens), context)
-    ]
-
-
-def _negative_log_likelihood(
-    model: Decoder, start_id: int, windows: list[Window], gates: Tensor | None
-) -> float:
-    """Summed over all tokens of the windows, in nats.
+def _negative_log_likelihoods(
+    model: Decoder, start_id: int, windows: Sequence[Window], gates: Tensor | None
+) -> list[float]:
+    """Summed over the tokens of each window, in nats.
 
     Input t of a window is token t - 1, the separator first; padding is on the right, where causal
     attention keeps it out of every real position.
@@ -109,9 +145,12 @@ def _negative_log_likelihood(
     hidden = model.hidden(inputs.to(device), gates)
     real = (targets >= 0).to(device)
     positions, wanted = hidden[real], targets.to(device)[real]  # (p, c), (p,)
-    return sum(
-        F.cross_entropy(model.logits(part), goal, reduction="sum").double().item()
+    losses = [
+        F.cross_entropy(model.logits(part), goal, reduction="none").double()
         for part, goal in zip(
             positions.split(LOGIT_POSITIONS), wanted.split(LOGIT_POSITIONS), strict=True
         )
-    )
+    ]
+    owners = real.nonzero()[:, 0]
+    sums = torch.zeros(len(windows), dtype=torch.float64, device=device)
+    return sums.index_add_(0, owners, torch.cat(losses)).tolist()

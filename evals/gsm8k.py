@@ -1,24 +1,32 @@
-"""Runs the GSM8K task on an engine and keeps every sample."""
+"""GSM8K as a plan: one greedy answer a problem, scored by both extractions."""
 
 from __future__ import annotations
 
-import hashlib
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
-from tqdm import tqdm
+from torch import Tensor
 
 from evals.gate_rows import gate_rows
+from evals.items import Item, Plan, Row, check_ids, fingerprint, tokenizer_of
 from evals.problem import Problem
-from evals.statistics import Interval, standard_error, wilson_interval
-from evals.tasks import STOP_STRINGS, gold_answer, prompt, score
+from evals.statistics import accuracy_entry
+from evals.tasks import (
+    EXTRACTION_VERSION,
+    PROMPT_VERSION,
+    STOP_STRINGS,
+    gold_answer,
+    prompt,
+    score,
+)
 from mhc_model.engine import Engine
-from mhc_model.errors import DataError, EngineError
+from mhc_model.errors import EngineError
 from mhc_model.gates import GateValues
 from mhc_model.request import Completion, Request, SamplingParams
 from mhc_model.tokenizer import Tokenizer
 
+EXTRACTIONS = ("strict", "flexible")
 MAX_TOKENS = 256  # lm-evaluation-harness's default; its gsm8k task sets none
 TOO_LONG = "too_long"  # finish reason of a prompt that leaves no room for a single token
 
@@ -54,139 +62,92 @@ class Sample:
     tokens: int
 
 
-@dataclass(frozen=True)
-class Accuracy:
-    """A share of right answers and how sure it is."""
-
-    correct: int
-    n: int
-
-    @property
-    def value(self) -> float:
-        return self.correct / self.n
-
-    @property
-    def stderr(self) -> float:
-        return standard_error(self.correct, self.n)
-
-    @property
-    def wilson_95(self) -> Interval:
-        return wilson_interval(self.correct, self.n)
-
-
-@dataclass(frozen=True)
-class GSM8KResult:
-    """What `evaluate_gsm8k` found.
-
-    Attributes:
-        samples: one a problem, in the order of the problems.
-        n_shot: worked examples in each prompt.
-        max_tokens: the limit that was asked for.
-        cut: problems whose limit was cut to what the context leaves.
-        prompts_sha256: of all ids, prompts and right answers: equal for comparable runs.
-        seconds: from the first request to the last completion.
-    """
-
-    samples: list[Sample]
-    n_shot: int
-    max_tokens: int
-    cut: int
-    prompts_sha256: str
-    seconds: float
-
-    @property
-    def strict(self) -> Accuracy:
-        return Accuracy(sum(sample.strict for sample in self.samples), len(self.samples))
-
-    @property
-    def flexible(self) -> Accuracy:
-        return Accuracy(sum(sample.flexible for sample in self.samples), len(self.samples))
-
-    @property
-    def too_long(self) -> int:
-        """Problems whose prompt did not fit; they count as wrong."""
-        return sum(sample.finish_reason == TOO_LONG for sample in self.samples)
-
-    @property
-    def tokens(self) -> int:
-        """Generated tokens of all samples."""
-        return sum(sample.tokens for sample in self.samples)
-
-    @property
-    def tokens_per_s(self) -> float:
-        return self.tokens / self.seconds if self.seconds else 0.0
-
-
 def prompt_tokens(
-    tokenizer: Tokenizer, problem: Problem, shots: Sequence[Problem] = ()
+    tokenizer: Tokenizer, problem: Problem, shots: Sequence[Problem] = (), bos: bool = True
 ) -> list[int]:
     """The prompt as the model was trained to see it: after the document separator."""
-    return tokenizer.encode(prompt(problem, shots), bos=True)
+    return tokenizer.encode(prompt(problem, shots), bos=bos)
 
 
-def evaluate_gsm8k(
+def gsm8k_plan(
+    task: str,
     engine: Engine,
     problems: Sequence[Problem],
     gates: GateValues | None = None,
     shots: Sequence[Problem] = (),
     max_tokens: int = MAX_TOKENS,
-    progress: bool = False,
-) -> GSM8KResult:
-    """Answers problems greedily and scores them.
+    bos: bool = True,
+) -> Plan:
+    """Greedy answers to these problems; samples are `Sample`s.
 
     Args:
-        engine: idle, with a tokenizer.
+        task: its name in the results.
+        engine: whose tokenizer and context are used.
         problems: at least one, ids unique.
         gates: None (learned), whatever `expand_gates` takes (the same for all), or a
             (n_problems, 2L) tensor, one row a problem.
         shots: worked examples put before every question.
         max_tokens: of an answer. Where prompt and answer exceed the context, the answer's limit is
             cut to what is left; a prompt that leaves nothing counts as wrong. Both are counted.
-        progress: show a progress bar, if standard error is a terminal.
+        bos: put the document separator before every prompt.
 
     Raises:
         DataError: without problems, or with the same id twice.
         GateError: if the gates do not fit the problems or the model.
-        EngineError: if the engine is busy, has no tokenizer, or max_tokens is below 1.
+        EngineError: if the engine has no tokenizer, or max_tokens is below 1.
     """
-    if len({problem.id for problem in problems}) != len(problems) or not problems:
-        raise DataError(f"{len(problems)} problems: there must be some, with different ids")
-    if engine.has_work or engine.tokenizer is None:
-        raise EngineError("evaluation needs an idle engine that has a tokenizer")
+    check_ids([problem.id for problem in problems])
+    if max_tokens < 1:
+        raise EngineError(f"max_tokens is {max_tokens}; it must be at least 1")
+    tokenizer = tokenizer_of(engine)
     rows = gate_rows(gates, len(problems), engine.model.config)
-    prompts = [prompt_tokens(engine.tokenizer, problem, shots) for problem in problems]
-    requests: list[Request] = []
+    items = []
     cut = 0
-    for position, tokens in enumerate(prompts):
+    for position, problem in enumerate(problems):
+        tokens = prompt_tokens(tokenizer, problem, shots, bos)
         room = engine.max_seq_len - len(tokens)
-        if room < 1:
-            continue
-        cut += room < max_tokens
-        sampling = SamplingParams(max_tokens=min(max_tokens, room), stop=STOP_STRINGS)
+        cut += 1 <= room < max_tokens
         own = None if rows is None else rows[position]
-        requests.append(Request(tokens, own, sampling, problems[position].id))
-    started = time.perf_counter()
-    done = _generate(engine, requests, progress)
-    seconds = time.perf_counter() - started
-    samples = [
-        _sample(problem, shots, len(tokens), done.get(problem.id))
-        for problem, tokens in zip(problems, prompts, strict=True)
-    ]
-    return GSM8KResult(samples, len(shots), max_tokens, cut, _fingerprint(samples), seconds)
+        items.append(_item(problem, shots, tokens, own, min(max_tokens, room)))
+    facts = {
+        "n": len(problems),
+        "n_shot": len(shots),
+        "prompt_version": PROMPT_VERSION,
+        "extraction_version": EXTRACTION_VERSION,
+        "prompts_sha256": fingerprint(
+            (problem.id, prompt(problem, shots), gold_answer(problem)) for problem in problems
+        ),
+        "max_tokens": max_tokens,
+        "max_tokens_cut": cut,
+    }
+    return Plan(task, engine, items, facts, summarise)
 
 
-def _generate(engine: Engine, requests: Sequence[Request], progress: bool) -> dict[str, Completion]:
-    for request in requests:
-        engine.add(request)
-    done: dict[str, Completion] = {}
-    # disable=None shows the bar in a terminal only: a log gets no thousand lines.
-    hidden = None if progress else True
-    with tqdm(total=len(requests), desc="gsm8k", unit="problem", disable=hidden) as bar:
-        while engine.has_work:
-            finished = engine.step()
-            done.update((completion.request_id, completion) for completion in finished)
-            bar.update(len(finished))
-    return done
+def summarise(samples: Sequence[Row]) -> dict[str, Any]:
+    """Scores of all samples."""
+    return {
+        **{
+            name: accuracy_entry(sum(sample[name] for sample in samples), len(samples))
+            for name in EXTRACTIONS
+        },
+        "too_long": sum(sample["finish_reason"] == TOO_LONG for sample in samples),
+        "generated_tokens": sum(sample["tokens"] for sample in samples),
+    }
+
+
+def _item(
+    problem: Problem, shots: Sequence[Problem], tokens: list[int], gates: Tensor | None, limit: int
+) -> Item:
+    requests: tuple[Request, ...] = ()
+    if limit >= 1:
+        sampling = SamplingParams(max_tokens=limit, stop=STOP_STRINGS)
+        requests = (Request(tokens, gates, sampling, problem.id),)
+
+    def finish(completions: Sequence[Completion]) -> Row:
+        done = completions[0] if completions else None
+        return asdict(_sample(problem, shots, len(tokens), done))
+
+    return Item(problem.id, requests, finish)
 
 
 def _sample(
@@ -208,11 +169,3 @@ def _sample(
         prompt_tokens=length,
         tokens=0 if completion is None else len(completion.tokens),
     )
-
-
-def _fingerprint(samples: Sequence[Sample]) -> str:
-    digest = hashlib.sha256()
-    for sample in samples:
-        for part in (sample.id, sample.prompt, sample.answer):
-            digest.update(part.encode() + b"\0")
-    return digest.hexdigest()

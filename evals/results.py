@@ -1,76 +1,24 @@
-"""The files of an evaluation: results.json and samples.jsonl, and its Markdown table."""
+"""The files of an evaluation, read and written, and its Markdown tables."""
 
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from evals.gsm8k import Accuracy, GSM8KResult
-from evals.tasks import EXTRACTION_VERSION, PROMPT_VERSION
+from evals.store import SAMPLES
 from mhc_model.errors import DataError
 from mhc_model.files import replace_text
 
-RESULTS, SAMPLES = "results.json", "samples.jsonl"
-EXTRACTIONS = ("strict", "flexible")
-_PACKAGES = ("mhc-gates", "torch", "tiktoken", "numpy", "safetensors")
+RESULTS = "results.json"
+ACCURACIES = ("strict", "flexible", "acc", "acc_norm")  # of all tasks, in the order of tables
 
 
-def task_results(result: GSM8KResult) -> dict[str, Any]:
-    """The entry of one generative task in results.json."""
-    return {
-        "n": len(result.samples),
-        "n_shot": result.n_shot,
-        **{name: _accuracy(getattr(result, name)) for name in EXTRACTIONS},
-        "prompt_version": PROMPT_VERSION,
-        "extraction_version": EXTRACTION_VERSION,
-        "prompts_sha256": result.prompts_sha256,
-        "max_tokens": result.max_tokens,
-        "max_tokens_cut": result.cut,
-        "too_long": result.too_long,
-        "generated_tokens": result.tokens,
-        "seconds": round(result.seconds, 3),
-        "tokens_per_s": round(result.tokens_per_s, 1),
-    }
-
-
-def _accuracy(accuracy: Accuracy) -> dict[str, Any]:
-    return {
-        "accuracy": accuracy.value,
-        "correct": accuracy.correct,
-        "stderr": accuracy.stderr,
-        "wilson_95": list(accuracy.wilson_95),
-    }
-
-
-def sample_rows(task: str, result: GSM8KResult) -> list[dict[str, Any]]:
-    """The lines of samples.jsonl."""
-    return [{"task": task, **asdict(sample)} for sample in result.samples]
-
-
-def package_versions() -> dict[str, str]:
-    """Versions of what decides the numbers; a package that is not installed is left out."""
-    versions = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:  # the project itself, run from a checkout
-            continue
-    return versions
-
-
-def write_results(
-    directory: Path, results: Mapping[str, Any], samples: Iterable[Mapping[str, Any]]
-) -> None:
-    """Writes both files, each whole or not at all; results.json goes last: then all is there."""
-    directory.mkdir(parents=True, exist_ok=True)
-    lines = (json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
-    replace_text(directory / SAMPLES, "".join(lines))
-    replace_text(directory / RESULTS, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+def write_results(directory: Path, results: Mapping[str, Any]) -> None:
+    """Writes results.json, whole or not at all: where it is, all samples are."""
+    text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
+    replace_text(directory / RESULTS, text)
 
 
 def read_results(path: Path) -> dict[str, Any]:
@@ -89,6 +37,13 @@ def read_results(path: Path) -> dict[str, Any]:
     return results
 
 
+def read_measured(directory: Path) -> dict[str, Any]:
+    """The timings of an earlier, whole run in this directory; empty if there was none."""
+    if not (directory / RESULTS).exists():
+        return {}
+    return read_results(directory).get("measured", {})
+
+
 def read_samples(path: Path, task: str) -> list[dict[str, Any]]:
     """The samples of one task that belong to a results.json.
 
@@ -103,8 +58,13 @@ def read_samples(path: Path, task: str) -> list[dict[str, Any]]:
         raise DataError(f"samples {path} cannot be read: {type(error).__name__} {error}") from None
 
 
+def accuracies(entry: Mapping[str, Any]) -> list[str]:
+    """Names of the accuracies that a task's entry has."""
+    return [name for name in ACCURACIES if name in entry]
+
+
 def percent(entry: Mapping[str, Any]) -> str:
-    """`61.2 % [56.3, 65.9]` of a strict or flexible entry."""
+    """`61.2 % [56.3, 65.9]` of one accuracy."""
     low, high = entry["wilson_95"]
     return f"{100 * entry['accuracy']:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
 
@@ -123,19 +83,93 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def results_table(results: Mapping[str, Any]) -> str:
-    """One run's tasks as Markdown, with a note where the context was too short."""
+    """One run's results as Markdown tables, with notes on what was left out or cut."""
     rows, notes = [], []
     for name, task in results["tasks"].items():
         if "bits_per_byte" in task:
             rows.append([name, "bits per byte", f"{task['bits_per_byte']:.4f}", ""])
-            continue
-        for extraction in EXTRACTIONS:
-            rows.append([name, extraction, percent(task[extraction]), str(task["n"])])
-        if task["too_long"] or task["max_tokens_cut"]:
-            notes.append(
-                f"{name}: {task['too_long']} of {task['n']} prompts do not fit the context and "
-                f"count as wrong; {task['max_tokens_cut']} had room for fewer than "
-                f"{task['max_tokens']} tokens"
-            )
-    table = markdown(["task", "metric", "value [Wilson 95 %]", "n"], rows)
-    return "\n\n".join([table, *notes])
+        for metric in accuracies(task):
+            rows.append([name, metric, percent(task[metric]), str(task["n"])])
+        notes += _notes(name, task)
+    parts = [markdown(["task", "metric", "value [Wilson 95 %]", "n"], rows)] if rows else []
+    parts += notes
+    if results.get("sinkhorn"):
+        parts.append(_sinkhorn_table(results))
+    measured = results["measured"]
+    if "latency" in measured:
+        parts.append(latency_table(measured["latency"]))
+    if "memory" in measured:
+        parts.append(memory_table(measured["memory"]))
+    return "\n\n".join(parts)
+
+
+def _notes(name: str, task: Mapping[str, Any]) -> list[str]:
+    notes = []
+    if task.get("malformed"):
+        notes.append(f"{name}: {len(task['malformed'])} malformed rows left out")
+    if "max_tokens" in task and (task["too_long"] or task["max_tokens_cut"]):
+        notes.append(
+            f"{name}: {task['too_long']} of {task['n']} prompts do not fit the context and "
+            f"count as wrong; {task['max_tokens_cut']} had room for fewer than "
+            f"{task['max_tokens']} tokens"
+        )
+    elif task.get("too_long") or task.get("cut"):
+        notes.append(
+            f"{name}: {task['too_long']} of {task['n']} choices do not fit the context and "
+            f"count as wrong; {task['cut']} contexts lost their start"
+        )
+    return notes
+
+
+def _sinkhorn_table(results: Mapping[str, Any]) -> str:
+    """Scores by the number of Sinkhorn iterations at inference, those of training first."""
+    tasks = results["tasks"]
+    names = [
+        (task, metric)
+        for task, entry in tasks.items()
+        for metric in (*accuracies(entry), "bits_per_byte")
+        if metric in entry
+    ]
+    rows = [["as trained", "", "", *(_score(tasks[task][metric]) for task, metric in names)]]
+    for iterations, entry in results["sinkhorn"].items():
+        scores = [_score(entry["tasks"][task][metric]) for task, metric in names]
+        errors = [f"{entry[name]:.1e}" for name in ("row_error", "column_error")]
+        rows.append([f"{iterations} iterations", *errors, *scores])
+    header = ["H_res by", "row error", "column error", *(f"{t} {m}" for t, m in names)]
+    return markdown(header, rows)
+
+
+def _score(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else f"{100 * value['accuracy']:.1f} %"
+
+
+def latency_table(latency: Mapping[str, Any]) -> str:
+    """p50 / p95 of every model and batch."""
+    rows = [
+        [
+            row["model"],
+            str(row["batch"]),
+            f"{row['prefill_ms']['p50']:.2f} / {row['prefill_ms']['p95']:.2f}",
+            f"{row['decode_ms']['p50']:.2f} / {row['decode_ms']['p95']:.2f}",
+            f"{row['decode_tokens_per_s']:.0f}",
+        ]
+        for row in latency["rows"]
+    ]
+    header = ["model", "batch", "prefill ms p50 / p95", "decode ms p50 / p95", "tokens/s"]
+    note = (
+        f"{latency['prompt_tokens']} prompt and {latency['new_tokens']} new tokens a request, "
+        f"{latency['repeats']} repeats, models in turn; a decode step gives every row one token."
+    )
+    return markdown(header, rows) + "\n\n" + note
+
+
+def memory_table(memory: Mapping[str, Any]) -> str:
+    """Peak memory of every model, in MB of 10^6 bytes."""
+    rows = []
+    for path, figures in memory.items():
+        peak = figures.get("peak_cuda_bytes", figures["peak_rss_bytes"])
+        kind = "CUDA" if "peak_cuda_bytes" in figures else "RSS"
+        before = "" if kind == "CUDA" else f"{figures['rss_before_loading_bytes'] / 1e6:.0f}"
+        weights = f"{figures['weights_bytes'] / 1e6:.1f}"
+        rows.append([path, str(figures["batch"]), kind, weights, before, f"{peak / 1e6:.0f}"])
+    return markdown(["model", "batch", "memory", "weights MB", "before MB", "peak MB"], rows)

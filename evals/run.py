@@ -5,89 +5,44 @@ python -m evals --checkpoint runs/mhc --tasks gsm8k bpb --data builtin:1 --limit
 
 from __future__ import annotations
 
-import gzip
-import hashlib
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, field_validator
+from tqdm import tqdm
 
-from evals.bits_per_byte import bits_per_byte
 from evals.gate_choice import GateChoice
-from evals.gsm8k import MAX_TOKENS, GSM8KResult, evaluate_gsm8k, prompt_tokens
-from evals.problem import Problem
-from evals.results import (
-    RESULTS,
-    package_versions,
-    results_table,
-    sample_rows,
-    task_results,
-    write_results,
-)
-from evals.tasks import document, load_problems
+from evals.items import Plan, Runner
+from evals.latency import Load, measure_latency
+from evals.machine import machine, package_versions
+from evals.memory import MemorySettings, measure_memory
+from evals.plans import Inputs, make_plan, read_inputs
+from evals.replicas import Replicas
+from evals.results import RESULTS, read_measured, results_table, write_results
+from evals.settings import LATENCY, MEMORY, SCORED, SINKHORN, EvalSettings
+from evals.sinkhorn_knob import projection_errors, with_iterations
+from evals.store import SampleStore
+from evals.text_plan import TextPlan
+from mhc_model.checkpoint import load_checkpoint
 from mhc_model.engine import Engine
-from mhc_model.errors import CheckpointError, ConfigError, DataError, MHCError
-from mhc_model.settings import Settings, parse_command_line
+from mhc_model.errors import CheckpointError, MHCError
+from mhc_model.settings import parse_command_line
 
-BPB = "bpb"
-N_SHOT = {"gsm8k": 0, "gsm8k_8shot": 8}
-TASKS = (*N_SHOT, BPB)
-
-
-class EvalSettings(Settings):
-    """Configuration of `python -m evals`."""
-
-    checkpoint: str = Field(description="checkpoint or run directory")
-    out: str = Field(description="directory of results.json and samples.jsonl")
-    gates: str = Field(
-        "learned",
-        description="learned; a number; 1, L or 2L numbers separated by commas; FILE.json; or "
-        "policy:DIR",
-    )
-    tasks: tuple[str, ...] = Field(
-        ("gsm8k",), min_length=1, description=f"one or more of {', '.join(TASKS)}"
-    )
-    data: str = Field(
-        "builtin:1",
-        description="problems: JSON lines (a file or directory), builtin:LEVEL, or a hub name",
-    )
-    limit: int | None = Field(None, ge=1, description="the first N problems; none takes all")
-    seed: int = Field(0, ge=0, description="of the built-in problems")
-    shots_data: str | None = Field(
-        None,
-        description="worked examples of gsm8k_8shot, its first 8; none is the training split of "
-        "data, where data is not a single file",
-    )
-    text: tuple[str, ...] = Field(
-        (), description="text files of bpb, plain or .gz; none is the problems' own documents"
-    )
-    max_tokens: int = Field(MAX_TOKENS, ge=1, description="most tokens of an answer")
-    max_batch: int = Field(32, ge=1, description="sequences that run at once")
-    device: str = Field("auto", description="cpu, cuda, cuda:0, ...; auto is CUDA if there is one")
-
-    @field_validator("tasks", mode="before")
-    @classmethod
-    def _split_commas(cls, value: Any) -> Any:
-        names = [value] if isinstance(value, str) else value
-        return [part for name in names for part in str(name).split(",") if part]
-
-    @field_validator("tasks")
-    @classmethod
-    def _check_tasks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        unknown = [name for name in value if name not in TASKS]
-        if unknown or len(set(value)) != len(value):
-            raise ValueError(f"allowed, each once: {', '.join(TASKS)}")
-        return value
+# Settings that change how fast samples come, or where they go, but not what they are.
+FREE = {"out", "max_batch", "replicas", "ray", "device", "latency", "against", "checkpoint"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0, or 2 after an error that the user can mend."""
     try:
         settings = parse_command_line(
-            EvalSettings, "evals", "Evaluates a checkpoint: GSM8K, built-in problems, text.", argv
+            EvalSettings,
+            "evals",
+            "Evaluates a checkpoint: GSM8K, HellaSwag, ARC-Easy, text, latency, memory.",
+            argv,
         )
         results = run(settings)
     except MHCError as error:
@@ -106,77 +61,179 @@ def run(settings: EvalSettings) -> dict[str, Any]:
         MHCError: of the checkpoint, the problems, the gates or the settings; nothing is written.
     """
     started = time.perf_counter()
-    texts = _read_texts(settings.text) if BPB in settings.tasks else []
-    problems: list[Problem] = []
-    if not texts or set(settings.tasks) != {BPB}:
-        problems = load_problems(settings.data, "test", settings.limit, settings.seed)
-    shots = {task: _shots(settings, N_SHOT[task]) for task in settings.tasks if task in N_SHOT}
+    inputs = read_inputs(settings)
+    _report_malformed(inputs)
     choice = GateChoice(settings.gates)
-    if choice.policy is not None and texts:
-        raise ConfigError("a gate policy reads questions and --text has none: use fixed gates")
     engine = Engine.from_checkpoint(
         settings.checkpoint, max_batch=settings.max_batch, device=settings.device
     )
     if engine.tokenizer is None:
         raise CheckpointError(f"{settings.checkpoint} has no tokenizer; evaluation needs one")
-    tasks: dict[str, Any] = {}
-    samples: list[dict[str, Any]] = []
-    for task in settings.tasks:
-        if task == BPB:
-            tasks[task] = _run_bpb(settings, engine, choice, problems, texts)
-            continue
-        result = _run_gsm8k(settings, engine, choice, problems, shots[task])
-        tasks[task] = task_results(result)
-        samples += sample_rows(task, result)
+    scored = [task for task in settings.tasks if task in SCORED]
+    plans = {task: make_plan(task, settings, inputs, choice, engine) for task in scored}
+    variants = _sinkhorn_engines(settings, engine)
+    for iterations, variant in variants.items():
+        for task in scored:
+            name = f"{task}@{SINKHORN}-{iterations}"
+            plans[name] = make_plan(task, settings, inputs, choice, variant)
+    out = Path(settings.out)
+    store = SampleStore(out, _identity(settings, engine, plans))
+    try:
+        measured = read_measured(out)
+        scored_now = _score(settings, engine, plans, store)
+        measured |= scored_now
+        store.finish([(name, identity) for name, plan in plans.items() for identity in plan.ids])
+        measured |= _measure(settings, engine, variants)
+    finally:
+        store.close()
+    if scored_now or "wall_time_s" not in measured:  # else the earlier run's stays
+        measured["wall_time_s"] = round(time.perf_counter() - started, 3)
+    samples = {name: store.rows(name, plan.ids) for name, plan in plans.items()}
+    entries = {name: {**p.facts, **p.summarise(samples[name])} for name, p in plans.items()}
     results = {
         "checkpoint": {"path": settings.checkpoint, "content_hash": engine.checkpoint_hash},
-        "gates": _describe(choice, engine, samples),
-        "tasks": tasks,
+        "gates": _describe(choice, engine, [row for name in scored for row in samples[name]]),
+        "tasks": {task: entries[task] for task in scored},
+        SINKHORN: _sinkhorn_entry(variants, scored, entries, plans),
         "settings": settings.model_dump(mode="json"),
         "versions": package_versions(),
-        "device": str(engine.device),
-        "wall_time_s": round(time.perf_counter() - started, 3),
+        "machine": machine(engine.device),
+        "measured": measured,
     }
-    write_results(Path(settings.out), results, samples)
+    write_results(out, results)
     return results
 
 
-def _run_gsm8k(
+def _score(
     settings: EvalSettings,
     engine: Engine,
-    choice: GateChoice,
-    problems: Sequence[Problem],
-    shots: Sequence[Problem],
-) -> GSM8KResult:
-    prompts = [prompt_tokens(engine.tokenizer, problem, shots) for problem in problems]
-    gates = choice.rows(engine, prompts)
-    return evaluate_gsm8k(engine, problems, gates, shots, settings.max_tokens, progress=True)
-
-
-def _run_bpb(
-    settings: EvalSettings,
-    engine: Engine,
-    choice: GateChoice,
-    problems: Sequence[Problem],
-    texts: Sequence[str],
+    plans: dict[str, Plan | TextPlan],
+    store: SampleStore,
 ) -> dict[str, Any]:
-    if texts:
-        documents, prompts = texts, [[] for _ in texts]  # fixed gates: no prompt is read
-    else:
-        documents = [document(problem) for problem in problems]
-        # A policy sees the question only, never the answer that is to be predicted.
-        prompts = [prompt_tokens(engine.tokenizer, problem) for problem in problems]
-    gates = choice.rows(engine, prompts)
-    started = time.perf_counter()
-    value = bits_per_byte(engine.model, engine.tokenizer, documents, gates, settings.max_batch)
-    content = "\0".join(documents).encode()
+    """Runs what is missing of every plan; returns how long it took, by task."""
+    timings = {}
+    with _runner(settings, engine) as runner:
+        for name, plan in plans.items():
+            done = store.done(name)
+            if done >= set(plan.ids):
+                continue
+            own = runner if plan.engine is engine else None
+            started = time.perf_counter()
+            tokens = 0
+            count = len(plan.ids)
+            # disable=None shows the bar in a terminal only: a log gets no thousand lines.
+            with tqdm(total=count, initial=len(done), desc=name, disable=None) as bar:
+                for row in plan.run(own, done):
+                    store.add(name, row)
+                    tokens += row.get("tokens", 0)
+                    bar.update()
+            seconds = time.perf_counter() - started
+            scored = count - len(done)
+            timings[name] = {
+                "samples": scored,
+                "seconds": round(seconds, 3),
+                "samples_per_s": round(scored / seconds, 2),
+            }
+            if tokens:
+                timings[name]["tokens_per_s"] = round(tokens / seconds, 1)
+    return {"tasks": timings} if timings else {}
+
+
+@contextmanager
+def _runner(settings: EvalSettings, engine: Engine) -> Iterator[Runner | None]:
+    if settings.replicas == 1:
+        yield None
+        return
+    with Replicas(
+        settings.checkpoint,
+        settings.replicas,
+        settings.max_batch,
+        str(engine.device),
+        settings.ray,
+        engine.checkpoint_hash,
+    ) as replicas:
+        yield replicas.run
+
+
+def _measure(settings: EvalSettings, engine: Engine, variants: dict[int, Engine]) -> dict[str, Any]:
+    """Latency and peak memory of this checkpoint, its projections and the others."""
+    found: dict[str, Any] = {}
+    latency = settings.latency
+    load = None
+    if latency.prompt_tokens is not None and latency.new_tokens is not None:
+        load = Load(latency.prompt_tokens, latency.new_tokens)
+    if LATENCY in settings.tasks:
+        models = {settings.checkpoint: engine.model}
+        for path in settings.against:
+            models[path] = load_checkpoint(path, str(engine.device)).model
+        for iterations, variant in variants.items():
+            models[f"{settings.checkpoint}, {iterations} Sinkhorn iterations"] = variant.model
+        found[LATENCY] = measure_latency(models, latency.batches, load, latency.repeats)
+    if MEMORY in settings.tasks:
+        load = load or Load(engine.max_seq_len // 2, max(2, engine.max_seq_len // 4))
+        found[MEMORY] = {
+            path: measure_memory(
+                MemorySettings(
+                    checkpoint=path,
+                    batch=latency.batches[-1],
+                    prompt_tokens=load.prompt_tokens,
+                    new_tokens=load.new_tokens,
+                    device=str(engine.device),
+                )
+            )
+            for path in (settings.checkpoint, *settings.against)
+        }
+    return found
+
+
+def _sinkhorn_engines(settings: EvalSettings, engine: Engine) -> dict[int, Engine]:
+    if SINKHORN not in settings.tasks:
+        return {}
     return {
-        "bits_per_byte": value,
-        "source": ", ".join(settings.text) or f"documents of {settings.data}",
-        "documents": len(documents),
-        "bytes": sum(len(text.encode()) for text in documents),
-        "texts_sha256": hashlib.sha256(content).hexdigest(),
-        "seconds": round(time.perf_counter() - started, 3),
+        iterations: Engine(
+            with_iterations(engine.model, iterations),
+            engine.tokenizer,
+            settings.max_batch,
+            checkpoint_hash=engine.checkpoint_hash,
+        )
+        for iterations in settings.sinkhorn_iterations
+    }
+
+
+def _sinkhorn_entry(
+    variants: dict[int, Engine],
+    scored: Sequence[str],
+    entries: dict[str, dict[str, Any]],
+    plans: dict[str, Plan | TextPlan],
+) -> dict[str, Any]:
+    """Scores and errors of H_res by number of iterations."""
+    if not variants:
+        return {}
+    plan = plans[scored[0]]
+    windows = (
+        [window.tokens for window in plan.windows[:8]]
+        if isinstance(plan, TextPlan)
+        else [request.prompt for item in plan.items[:8] for request in item.requests[:1]]
+    )
+    return {
+        str(iterations): {
+            **projection_errors(variant.model, windows),
+            "tasks": {task: entries[f"{task}@{SINKHORN}-{iterations}"] for task in scored},
+        }
+        for iterations, variant in variants.items()
+    }
+
+
+def _identity(
+    settings: EvalSettings, engine: Engine, plans: dict[str, Plan | TextPlan]
+) -> dict[str, Any]:
+    """What samples depend on: a directory holds those of one such thing only."""
+    kept = settings.model_dump(mode="json", exclude=FREE)
+    return {
+        "checkpoint": engine.checkpoint_hash,
+        "settings": kept,
+        "device": engine.device.type,
+        "plans": {name: plan.facts for name, plan in plans.items()},
     }
 
 
@@ -186,33 +243,14 @@ def _describe(
     """What the gates were: in words, and their mean over the samples for each sublayer."""
     if engine.model.config.mhc is None:
         return {"description": "none: a plain model", "mean": None}
-    vectors = [sample["gates"] for sample in samples if sample["gates"] is not None]
+    vectors = [sample["gates"] for sample in samples if sample.get("gates") is not None]
     mean = [round(sum(column) / len(vectors), 6) for column in zip(*vectors, strict=True)]
     return {"description": choice.argument, "mean": mean or None}
 
 
-def _shots(settings: EvalSettings, count: int) -> list[Problem]:
-    if count == 0:
-        return []
-    source = settings.shots_data or settings.data
-    if settings.shots_data is None and Path(source).is_file():
-        raise ConfigError(
-            f"{count}-shot prompts need worked examples and {source} is a single file; name a "
-            f"file or directory of training problems with --shots-data"
-        )
-    shots = load_problems(source, "train", count)
-    if len(shots) < count:
-        raise DataError(f"{source} has {len(shots)} worked examples; {count} are needed")
-    return shots
-
-
-def _read_texts(paths: Sequence[str]) -> list[str]:
-    texts = []
-    for name in paths:
-        path = Path(name)
-        try:
-            with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-                texts.append(file.read().decode("utf-8"))
-        except (OSError, EOFError, UnicodeDecodeError) as error:
-            raise DataError(f"text file {path} cannot be read: {error}") from None
-    return texts
+def _report_malformed(inputs: Inputs) -> None:
+    for task, messages in inputs.malformed.items():
+        for message in messages:
+            print(f"{task}: {message}", file=sys.stderr)
+        if messages:
+            print(f"{task}: {len(messages)} malformed rows left out", file=sys.stderr)

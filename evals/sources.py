@@ -1,15 +1,13 @@
-"""Where problems come from: JSON lines, the built-in generator, or a data set on the hub."""
+"""Where GSM8K's problems come from: JSON lines, the built-in generator, or the hub."""
 
 from __future__ import annotations
 
-import gzip
-import json
 import re
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from evals.problem import Problem
+from evals.rows import Parsed, RowError, parse_rows, read_file, read_hub, split_file
 from evals.word_problems import LEVELS, SPLITS, generate
 from mhc_model.errors import DataError
 
@@ -28,7 +26,24 @@ _FINAL_NUMBER = re.compile(r"#### -?[0-9.,]*[0-9][0-9.,]*\s*\Z")
 def load_problems(
     source: str, split: str = "test", limit: int | None = None, seed: int = 0
 ) -> list[Problem]:
-    """Reads problems in GSM8K's format.
+    """Reads problems in GSM8K's format; every row must be one.
+
+    Args and errors as `read_problems`.
+
+    Raises:
+        DataError: besides, if a row is malformed; the message names the file, the line and what is
+            missing.
+    """
+    parsed = read_problems(source, split, limit, seed)
+    if parsed.malformed:
+        raise DataError(parsed.malformed[0])
+    return parsed.problems
+
+
+def read_problems(
+    source: str, split: str = "test", limit: int | None = None, seed: int = 0
+) -> Parsed[Problem]:
+    """Reads problems in GSM8K's format and says which rows are none.
 
     Args:
         source: a file or directory of JSON lines, plain or .gz; `builtin:1` or `builtin:1,2`, whose
@@ -38,27 +53,41 @@ def load_problems(
         seed: of the built-in generator; other sources have a fixed order.
 
     Returns:
-        Problems in the order of the source, ids numbered from 0 by position.
+        Problems in the order of the source, ids numbered from 0 by row.
 
     Raises:
-        DataError: if the source is not found, empty, or has a malformed row; the message names
-            the file, the line and what is missing.
+        DataError: if the source is not found, cannot be read or has no problem.
     """
     if split not in SPLITS:
         raise DataError(f"split is {split!r}; it must be one of {', '.join(SPLITS)}")
     if limit is not None and limit < 1:
         raise DataError(f"limit is {limit}; it must be at least 1")
     if source.startswith(BUILTIN):
-        return _builtin(source, split, BUILTIN_COUNT if limit is None else limit, seed)
+        count = BUILTIN_COUNT if limit is None else limit
+        return Parsed(_builtin(source, split, count, seed), [])
+    rows, name = find_rows(source, split, "main", ACCEPTED)
+
+    def parse(row: Any, number: int) -> Problem:
+        return Problem(f"{name}-{number:05d}", *_checked_fields(row))
+
+    return parse_rows(rows, parse, limit, source)
+
+
+def find_rows(source: str, split: str, configuration: str | None, accepted: str) -> Any:
+    """The rows of a file, of a split of a directory, or of a data set on the hub, and their name.
+
+    Raises:
+        DataError: if there is nothing of that name; `accepted` says what would be right.
+    """
     path = Path(source)
     if path.is_dir():
-        return _read_file(_split_file(path, split), split, limit)
+        return read_file(split_file(path, split)), split
     if path.is_file():
-        return _read_file(path, path.name.split(".")[0], limit)
+        return read_file(path), path.name.split(".")[0]
     # A name with .jsonl or .gz is a file that is not there, not a data set.
     if _HUB_NAME.fullmatch(source) and path.suffix not in (".jsonl", ".gz", ".json"):
-        return _read_hub(source, split, limit)
-    raise DataError(f"no problems at {source!r}; {ACCEPTED}")
+        return read_hub(source, configuration, split, accepted), split
+    raise DataError(f"no problems at {source!r}; {accepted}")
 
 
 def _builtin(source: str, split: str, count: int, seed: int) -> list[Problem]:
@@ -75,76 +104,12 @@ def _builtin(source: str, split: str, count: int, seed: int) -> list[Problem]:
     return [rows[i % len(rows)][i // len(rows)] for i in range(count)]
 
 
-def _split_file(directory: Path, split: str) -> Path:
-    candidates = [directory / f"{split}.jsonl", directory / f"{split}.jsonl.gz"]
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate
-    raise DataError(f"{directory} has neither {candidates[0].name} nor {candidates[1].name}")
-
-
-def _read_file(path: Path, name: str, limit: int | None) -> list[Problem]:
-    return _to_problems(_read_rows(path), str(path), name, limit)
-
-
-def _read_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """Yields (where, parsed line); skips blank lines."""
-    opener = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opener(path, "rt", encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
-                where = f"{path} line {number}"
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise DataError(f"{where} is not JSON ({error.msg}): {line[:80]!r}") from None
-                yield where, row
-    except (
-        OSError,
-        EOFError,
-        UnicodeDecodeError,
-    ) as error:  # a damaged gzip file raises the first two
-        raise DataError(f"{path} cannot be read: {error}") from None
-
-
-def _read_hub(name: str, split: str, limit: int | None) -> list[Problem]:
-    # Imported here: the library takes seconds to import and only this source needs it.
-    import datasets
-
-    try:
-        rows = datasets.load_dataset(name, "main", split=split)
-    except (OSError, ValueError) as error:  # not found, no network, no such configuration or split
-        raise DataError(
-            f"{name!r} is neither a file or directory here nor could it be read from the hub "
-            f"({type(error).__name__}: {error}); {ACCEPTED}"
-        ) from error
-    located = ((f"{name} {split} row {number}", row) for number, row in enumerate(rows, start=1))
-    return _to_problems(located, name, split, limit)
-
-
-def _to_problems(
-    rows: Iterable[tuple[str, Any]], source: str, name: str, limit: int | None
-) -> list[Problem]:
-    """Checks rows and numbers them `name-00000`, ...: ids cannot repeat."""
-    problems: list[Problem] = []
-    for where, row in rows:
-        if limit is not None and len(problems) == limit:
-            break
-        question, answer = _checked_fields(row, where)
-        problems.append(Problem(f"{name}-{len(problems):05d}", question, answer))
-    if not problems:
-        raise DataError(f"{source} has no problems; {ACCEPTED}")
-    return problems
-
-
-def _checked_fields(row: Any, where: str) -> tuple[str, str]:
+def _checked_fields(row: Any) -> tuple[str, str]:
     if not isinstance(row, dict):
-        raise DataError(f"{where} is {type(row).__name__}, not an object with question and answer")
+        raise RowError(f"is {type(row).__name__}, not an object with question and answer")
     for field in ("question", "answer"):
         if not isinstance(row.get(field), str) or not row[field].strip():
-            raise DataError(f"{where} lacks {field!r}: it must be a text that is not empty")
+            raise RowError(f"lacks {field!r}: it must be a text that is not empty")
     if not _FINAL_NUMBER.search(row["answer"]):
-        raise DataError(f"{where} has an answer without a last line '#### NUMBER'")
+        raise RowError("has an answer without a last line '#### NUMBER'")
     return row["question"], row["answer"]

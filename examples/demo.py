@@ -66,7 +66,8 @@ def main() -> None:
     for gates, (text, logprob) in answers["texts"].items():
         print(f"  gates {gates}: {text!r}, log-probability {logprob:.4f}")
     print(flush=True)
-    command("evals.table", *map(str, results), "--labels", *columns)
+    command("evals.compare", *map(str, results), "--labels", *columns)
+    command("evals.report", str(runs), "--out", str(runs / "report"))
     print(f"\nResults are in {runs}:")
     for path in sorted(p for p in runs.iterdir() if p.is_dir()):
         print(f"  {path}")

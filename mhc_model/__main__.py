@@ -15,12 +15,10 @@ from mhc_model.errors import MHCError
 COMMANDS = {
     "convert": ("mhc_model.conversion.convert", "make a checkpoint of a pretrained model"),
     "export": ("mhc_model.conversion.export", "write a checkpoint for transformers' own class"),
-    "generate": (
-        "mhc_model.generation",
-        "complete texts, through several checkpoints side by side",
-    ),
-    "validate-model": ("mhc_model.validate_model", "check that a checkpoint is whole and works"),
+    "generate": ("mhc_model.side_by_side", "answers of checkpoints or gates, side by side"),
+    "inspect": ("mhc_model.inspection", "streams, gates and mixing of a checkpoint"),
     "validate": ("mhc_model.conversion.validate", "compare a converted model with its original"),
+    "validate-model": ("mhc_model.validate_model", "check that a checkpoint is whole and works"),
     "recurse": ("mhc_model.recursion.command", "answer a question about a text of any length"),
 }
 

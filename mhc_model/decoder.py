@@ -296,7 +296,8 @@ class Decoder(nn.Module):
         b, t, _ = x.shape
         # Tokens are flat between the sublayers, each with the gates of its sequence.
         token_gates = gates.repeat_interleave(t, dim=0)
-        x, u, coefficients = self.connections()[0].start(x.flatten(0, 1), self.stream_embedding)
+        first = self.layers[0].attention_connection
+        x, u, coefficients = first.start(x.flatten(0, 1), self.stream_embedding)
         for index in range(len(self.layers)):
             x, u, coefficients = self._run_layer(
                 self._stream_layer, index, x, u, coefficients, gates, token_gates, attend
@@ -327,8 +328,10 @@ class Decoder(nn.Module):
         Returns:
             The same three of the next layer. After the last one u is the mean of the streams.
         """
-        connections, layer, shape = self.connections(), self.layers[index], (len(gates), -1)
-        for k in (2 * index, 2 * index + 1):
+        layer, shape = self.layers[index], (len(gates), -1)
+        last = index + 1 == len(self.layers)
+        following = None if last else self.layers[index + 1].attention_connection
+        for k, after in ((2 * index, layer.mlp_connection), (2 * index + 1, following)):
             if self.watch is not None:
                 now = Coefficients(*(value.unflatten(0, shape) for value in coefficients))
                 self.watch(k, x.unflatten(0, shape), now, gates[:, k])
@@ -338,9 +341,9 @@ class Decoder(nn.Module):
             else:
                 y = layer.attention(layer.attention_norm(u, is_rms=True), attend).flatten(0, 1)
             gate = token_gates[:, k]
-            if k + 1 == len(connections):
-                return x, connections[k].collapse(x, y, coefficients, gate), coefficients
-            x, u, coefficients = connections[k + 1].cross(x, y, coefficients, gate)
+            if after is None:
+                return x, layer.mlp_connection.collapse(x, y, coefficients, gate), coefficients
+            x, u, coefficients = after.cross(x, y, coefficients, gate)
         return x, u, coefficients
 
     def _plain_layer(self, index: int, x: Tensor, attend: Attend) -> Tensor:

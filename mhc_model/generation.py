@@ -1,20 +1,14 @@
-"""Text from one checkpoint, or the same prompts through several, side by side.
-
-python -m mhc_model generate --checkpoints runs/a runs/b --prompts "Once upon a time"
-"""
+"""Text from text, in one call: for notebooks. `mhc_model.side_by_side` is the command."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import Field
-
 from mhc_model.engine import Engine
-from mhc_model.errors import ConfigError, EngineError
+from mhc_model.errors import EngineError
 from mhc_model.gates import GateValues
 from mhc_model.request import Completion, Request, SamplingParams
-from mhc_model.settings import Settings, parse_command_line
 
 
 def generate(
@@ -59,49 +53,3 @@ def _complete(
         raise EngineError("the checkpoint has no tokenizer: give Engine.generate token ids")
     rows = engine.tokenizer.encode_batch(list(prompts), bos=True)
     return engine.generate([Request(row, gates=gates, sampling=sampling) for row in rows])
-
-
-class GenerateSettings(Settings):
-    """Arguments of the command."""
-
-    checkpoints: tuple[str, ...] = Field(
-        min_length=1, description="checkpoint or run directories: the same prompts through each"
-    )
-    prompts: tuple[str, ...] = Field(min_length=1, description="texts to complete")
-    gates: str = Field("learned", description="learned; or 1, L or 2L numbers separated by commas")
-    max_tokens: int = Field(64, ge=1, description="most tokens of a completion")
-    temperature: float = Field(0.0, ge=0.0, description="0 is greedy")
-    seed: int = Field(0, ge=0, description="of the sampling")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit status."""
-    settings = parse_command_line(
-        GenerateSettings, "python -m mhc_model generate", __doc__ or "", argv
-    )
-    options = {
-        "max_tokens": settings.max_tokens,
-        "temperature": settings.temperature,
-        "seed": settings.seed,
-    }
-    columns = []
-    for path in settings.checkpoints:
-        engine = _engine(path, len(settings.prompts))
-        gates = None if engine.model.config.mhc is None else _parse_gates(settings.gates)
-        columns.append(generate(engine, settings.prompts, gates, **options))
-    for prompt, *completions in zip(settings.prompts, *columns, strict=True):
-        print(f"=== {prompt}")
-        for path, text in zip(settings.checkpoints, completions, strict=True):
-            print(f"--- {path}\n{text}")
-    return 0
-
-
-def _parse_gates(text: str) -> list[float] | None:
-    if text == "learned":
-        return None
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise ConfigError(
-            f"gates are {text!r}; give 'learned' or numbers in [0, 1] separated by commas"
-        ) from None

@@ -112,21 +112,16 @@ class Tokenizer(ABC):
     def encode_documents(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text with its borders, to be trained on one after another."""
 
-    def cut_at_specials(self, text: str) -> list[str]:
-        """The text in parts: names of special tokens, and what lies between them."""
-        if not self.special_tokens:
-            return [text]
-        longest_first = sorted(self.special_tokens, key=len, reverse=True)
-        return re.split("(" + "|".join(map(re.escape, longest_first)) + ")", text)
-
     def encode_marked(self, text: str) -> list[int]:
         """As `encode`, but names of special tokens are these tokens: for a rendered conversation.
 
         Raises:
             DataError: as `encode`.
         """
+        names = sorted(self.special_tokens, key=len, reverse=True)
+        parts = re.split("(" + "|".join(map(re.escape, names)) + ")", text) if names else [text]
         ids: list[int] = []
-        for part in self.cut_at_specials(text):
+        for part in parts:
             special = self.special_tokens.get(part)
             ids += self.encode(part) if special is None else [special]
         return ids

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
@@ -99,9 +100,9 @@ class ChatTemplate:
     def encode(self, messages: Sequence[dict[str, Any]], tokenizer: Tokenizer) -> list[int]:
         """Token ids of a prompt for the next answer.
 
-        The model's beginning, if it has one, is there whether the template writes it or not. Where
-        the template writes the name of a special token, it is that token; where a message does, it
-        is text like any other.
+        What the model's texts begin with begins it, whether the template writes it or not. Names of
+        special tokens that the template writes are these tokens; in a message they are text like
+        any other.
 
         Args:
             messages: each with `role` and `content`.
@@ -111,36 +112,36 @@ class ChatTemplate:
             jinja2.TemplateError: if the template refuses the messages.
             DataError: as `Tokenizer.encode`.
         """
-        specials = tokenizer.special_tokens
-        names = {token: name for name, token in specials.items()}
+        special = tokenizer.special_tokens
         # No message can hold a number drawn after it was written.
-        drawn = secrets.token_hex(16)
-        stand_ins = {name: f"\ue000{drawn}-{token}\ue000" for name, token in specials.items()}
-        hidden = [
-            {**message, "content": _replaced(message["content"], stand_ins)} for message in messages
-        ]
-        bos = "" if tokenizer.bos_id is None else names.get(tokenizer.bos_id, "")
-        text = self._render(hidden, bos, names.get(tokenizer.eos_id, ""))
-        written = {stand_in: name for name, stand_in in stand_ins.items()}
+        stand_ins = {name: f"\ue000{secrets.token_hex(16)}\ue000" for name in special}
+        names = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or "$^")
+
+        def hide(text: str) -> str:
+            return names.sub(lambda found: stand_ins[found[0]], text)
+
+        hidden = [{**message, "content": hide(message["content"])} for message in messages]
+        of_ids = {token: name for name, token in special.items()}
+        bos = "" if tokenizer.bos_id is None else of_ids.get(tokenizer.bos_id, "")
+        rendered = self._render(hidden, bos, of_ids.get(tokenizer.eos_id, ""))
         ids: list[int] = []
-        for part in tokenizer.cut_at_specials(text):
-            special = specials.get(part)
-            ids += [special] if special is not None else tokenizer.encode(_replaced(part, written))
-        if tokenizer.bos_id is not None and ids[:1] != [tokenizer.bos_id]:
-            ids.insert(0, tokenizer.bos_id)
+        if tokenizer.bos_id is not None and not rendered.startswith(bos or "\0"):
+            ids.append(tokenizer.bos_id)
+        position = 0
+        for found in (*names.finditer(rendered), None):
+            text = rendered[position : found.start() if found else None]
+            for name, stand_in in stand_ins.items():
+                text = text.replace(stand_in, name)
+            ids += tokenizer.encode(text)
+            if found:
+                ids.append(special[found[0]])
+                position = found.end()
         return ids
 
     def _render(self, messages: Sequence[dict[str, Any]], bos: str, eos: str) -> str:
         return self._template.render(
             messages=messages, add_generation_prompt=True, bos_token=bos, eos_token=eos
         )
-
-
-def _replaced(text: str, table: Mapping[str, str]) -> str:
-    """The text with every key of the table replaced by its value, the longest first."""
-    for key in sorted(table, key=len, reverse=True):
-        text = text.replace(key, table[key])
-    return text
 
 
 def _read(path: Path) -> str:

@@ -37,7 +37,7 @@ class TokenNames:
     """How each token is called where it stands alone, computed once.
 
     Its text; `bytes:\\x..` where it is no whole character, so that two tokens seldom share a name;
-    a special token's own name.
+    names of special tokens.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from evals.run import main
 from evals.tasks import document, load_problems
+from mhc_model.checkpoint import save_checkpoint
 from mhc_model.decoder import Decoder
+from mhc_model.settings import RaySettings
 from mhc_model.tokenizer import Tokenizer
+
+# Before any test module imports Ray, which reads the authentication mode then.
+RaySettings().init_arguments()
 
 
 @pytest.fixture(scope="session")
@@ -37,3 +46,36 @@ def make_model(tokenizer, tiny_model):
         )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory, make_model, tokenizer):
+    """A directory with checkpoints `mhc` and `plain`, and their content hashes."""
+    root = tmp_path_factory.mktemp("checkpoints")
+    hashes = {
+        name: save_checkpoint(root / name, make_model(mhc=name == "mhc"), tokenizer)
+        for name in ("mhc", "plain")
+    }
+    return root, hashes
+
+
+@pytest.fixture
+def short_directory() -> Iterator[str]:
+    """Ray's socket paths must be short, and pytest's own directories are not."""
+    directory = tempfile.mkdtemp(prefix="r-")
+    yield directory
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def evaluate(checkpoints, tmp_path_factory):
+    """Runs the command in this process; returns the output directory."""
+
+    def run(name: str = "mhc", *arguments: str):
+        out = tmp_path_factory.mktemp("out")
+        defaults = ["--tasks", "gsm8k,bpb", "--limit", "8", "--max-tokens", "8", "--device", "cpu"]
+        line = ["--checkpoint", str(checkpoints[0] / name), "--out", str(out), *defaults]
+        assert main([*line, *arguments]) == 0
+        return out
+
+    return run

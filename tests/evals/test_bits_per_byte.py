@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from evals.bits_per_byte import bits_per_byte
+from evals.bits_per_byte import bits_per_byte, cut_windows, window_nats
 from evals.tasks import document, load_problems
 from mhc_model.errors import DataError, GateError
 
@@ -76,3 +76,14 @@ def test_bad_input(make_model, tokenizer):
         bits_per_byte(model, tokenizer, ["a"], torch.ones(2, 4))
     with pytest.raises(GateError, match="plain"):
         bits_per_byte(make_model(mhc=False), tokenizer, ["a"], 1.0)
+
+
+def test_windows_can_be_shorter_than_the_context(make_model, tokenizer):
+    model, text = make_model(context=32), TEXTS[:1]
+    windows = cut_windows(model, tokenizer, text, 8)
+    assert max(len(window.tokens) for window in windows) == 8
+    assert sum(window.bytes for window in windows) == len(text[0].encode())
+    short = bits_per_byte(model, tokenizer, text, context=8)
+    nats = sum(window_nats(model, tokenizer, windows))
+    assert short == pytest.approx(nats / math.log(2) / len(text[0].encode()))
+    assert short != bits_per_byte(model, tokenizer, text)

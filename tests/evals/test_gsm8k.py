@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from evals.gsm8k import TOO_LONG, evaluate_gsm8k, prompt_tokens
+from evals.gsm8k import TOO_LONG, gsm8k_plan, prompt_tokens
+from evals.items import evaluate
 from evals.tasks import Problem, load_problems, prompt, score
 from mhc_model.engine import Engine
 from mhc_model.errors import DataError, EngineError, GateError
 from mhc_model.request import Request, SamplingParams
 
 PROBLEMS = load_problems("builtin:1,2", "test", 12)
+
+
+class Result:
+    """A plan run in memory: attributes of its facts, its scores and its samples."""
+
+    def __init__(self, plan) -> None:
+        self.samples = [SimpleNamespace(**row) for row in evaluate(plan)]
+        values = {**plan.facts, **plan.summarise([vars(sample) for sample in self.samples])}
+        self.__dict__ |= values
+
+
+def evaluate_gsm8k(engine, problems, gates=None, shots=(), max_tokens=256) -> Result:
+    return Result(gsm8k_plan("gsm8k", engine, problems, gates, shots, max_tokens))
 
 
 @pytest.fixture
@@ -30,9 +46,9 @@ def test_samples_are_those_of_the_engine_one_by_one(engine, tokenizer):
         assert (sample.strict, sample.flexible) == score(alone.text, problem)[:2]
         assert sample.gates == (0.5,) * 4
         assert sample.prompt_tokens == len(tokens)
-    assert result.strict.n == 12
-    assert result.tokens == sum(sample.tokens for sample in result.samples)
-    assert (result.cut, result.too_long) == (0, 0)
+    assert result.n == 12
+    assert result.generated_tokens == sum(sample.tokens for sample in result.samples)
+    assert (result.max_tokens_cut, result.too_long) == (0, 0)
 
 
 def test_gates_one_row_a_problem(engine):
@@ -62,7 +78,7 @@ def test_prompts_that_do_not_fit_are_cut_or_counted_wrong(make_model, tokenizer)
     result = evaluate_gsm8k(Engine(model, tokenizer), PROBLEMS, max_tokens=16)
     too_long = {identity for length, identity in lengths if length >= context}
     cut = {identity for length, identity in lengths if context - 16 < length < context}
-    assert (result.too_long, result.cut) == (len(too_long), len(cut))
+    assert (result.too_long, result.max_tokens_cut) == (len(too_long), len(cut))
     assert {s.id for s in result.samples if s.finish_reason == TOO_LONG} == too_long
     assert len(result.samples) == 12  # none is dropped
     for sample in result.samples:
@@ -101,14 +117,14 @@ def test_a_model_that_memorised_the_answers_is_right(make_model, tokenizer):
             loss.backward()
             optimizer.step()
     result = evaluate_gsm8k(Engine(model, tokenizer), problems, max_tokens=80)
-    assert result.strict.correct == result.flexible.correct == 2
+    assert result.strict["correct"] == result.flexible["correct"] == 2
     ends = ("", "\n\n")
     assert [s.completion for s in result.samples] == [
         f" {p.answer}{end}" for p, end in zip(problems, ends, strict=True)
     ]
     assert [s.finish_reason for s in result.samples] == ["stop", "stop"]
     other = [Problem(p.id, p.question, p.answer + "1") for p in problems]
-    assert evaluate_gsm8k(Engine(model, tokenizer), other, max_tokens=80).strict.correct == 0
+    assert evaluate_gsm8k(Engine(model, tokenizer), other, max_tokens=80).strict["correct"] == 0
 
 
 def test_bad_calls(engine, make_model):

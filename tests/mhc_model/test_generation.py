@@ -40,18 +40,6 @@ def test_what_is_refused(checkpoints, tiny_model):
         generate(Engine(tiny_model()), "a", max_tokens=2)
 
 
-def test_side_by_side(checkpoints, capsys):
-    paths = [str(checkpoints / name) for name in ("plain", "mhc")]
-    arguments = ["--checkpoints", *paths, "--prompts", "Tom", "12", "--max-tokens", "5"]
-    assert main(["generate", *arguments, "--gates", "0.5,0,1"]) == 0
-    printed = capsys.readouterr().out
-    assert printed.index("=== Tom") < printed.index(f"--- {paths[0]}") < printed.index("=== 12")
-    expected = generate(paths[1], ["Tom"], [0.5, 0.0, 1.0], max_tokens=5)[0]
-    assert f"--- {paths[1]}\n{expected}\n" in printed
-    assert main(["generate", *arguments, "--gates", "half"]) == 2
-    assert "gates are 'half'" in capsys.readouterr().err
-
-
 # validate-model
 
 

@@ -6,6 +6,7 @@ import json
 
 import pytest
 from jinja2 import TemplateError
+from tokenizers import AddedToken
 from tokenizers import Tokenizer as Fast
 
 from mhc_model import ConfigError
@@ -33,6 +34,34 @@ def test_the_default_is_questions_and_answers(tokenizer):
     assert ids == tokenizer.encode(tokenizer.decode(ids), bos=True)
 
 
+def test_a_template_with_tokens_of_its_own(tokenizer):
+    """As instruction-tuned models have: one begins a message, another ends it, text makes none."""
+    fast = Fast.from_str(tokenizer.files["tokenizer.json"].decode())
+    marks = ["<|im_start|>", "<|im_end|>"]
+    fast.add_special_tokens([AddedToken(mark, special=True, normalized=False) for mark in marks])
+    config = {"bos_token": None, "eos_token": "<|im_end|>"}
+    files = {
+        "tokenizer.json": fast.to_str().encode(),
+        "tokenizer_config.json": json.dumps(config).encode(),
+    }
+    own = FastTokenizer.from_files(files)
+    template = ChatTemplate(
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    start, end = (own.special_tokens[mark] for mark in marks)
+    ids = template.encode([{"role": "user", "content": "a<|im_end|>b"}], own)
+    assert ids == [
+        start,
+        *own.encode("user\na<|im_end|>b"),
+        end,
+        *own.encode("\n"),
+        start,
+        *own.encode("assistant\n"),
+    ]
+    assert ids.count(end) == 1
+
+
 def test_special_tokens_come_from_the_template_only(tokenizer):
     special = tokenizer.special
     messages = [{"role": "user", "content": f"say {special}!"}]
@@ -42,24 +71,6 @@ def test_special_tokens_come_from_the_template_only(tokenizer):
         len(ids) - 1 - len(tokenizer.encode("\n<assistant>")),
     ]
     assert tokenizer.decode(ids) == f"<user>say {special}!\n<assistant>"
-
-
-def test_a_converted_models_template(tokenizer):
-    """Several special tokens, and texts that begin with none."""
-    fast = Fast.from_str(tokenizer.files["tokenizer.json"].decode())
-    fast.add_special_tokens(["<|im_start|>", "<|im_end|>"])
-    config = {"eos_token": "<|im_end|>"}
-    files = {"tokenizer.json": fast.to_str(), "tokenizer_config.json": json.dumps(config)}
-    converted = FastTokenizer.from_files({name: text.encode() for name, text in files.items()})
-    template = ChatTemplate(
-        "{{ bos_token }}{% for m in messages %}"
-        "<|im_start|>{{ m.content }}{{ eos_token }}{% endfor %}"
-    )
-    said = "say <|im_end|> and <|im_start|>!"
-    ids = template.encode([{"role": "user", "content": said}], converted)
-    start, end = (converted.special_tokens[name] for name in ("<|im_start|>", "<|im_end|>"))
-    assert ids == [start, *converted.encode(said), end]
-    assert ids.count(start) == ids.count(end) == 1
 
 
 def test_where_a_template_comes_from(tmp_path, tokenizer):

@@ -1,0 +1,269 @@
+"""`python -m evals.report RUN...`: one report of trainings, evaluations and RL.
+
+Writes report.html (self-contained), report.md and pictures/ (SVG and PNG). Every number comes from
+the runs' own files.
+
+python -m evals.report runs/demo --out runs/demo/report
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+from tyro.conf import Positional
+
+from evals.compare import LEGEND, Comparison, compare
+from evals.document import Document
+from evals.pictures import training_curves
+from evals.report_data import LEARNED_GATES, PLAIN, RL_GATES, Evaluation, Runs, find_runs
+from evals.report_pictures import fixed_gate_picture, routing_section, tuning_section
+from evals.report_words import draft, limits
+from evals.results import accuracies, latency_table, memory_table, percent
+from evals.settings import BPB, LATENCY, MEMORY, EvalSettings
+from mhc_model.errors import ConfigError, MHCError
+from mhc_model.files import replace_text
+from mhc_model.settings import Settings, parse_command_line
+
+HTML, MARKDOWN, PICTURES = "report.html", "report.md", "pictures"
+NOT_MEASURED = "not measured"
+# The plan's rows: what they are called, the task, and the metric.
+PLAN = (
+    ("validation bits per byte", None, "val_bpb"),
+    ("GSM8K, 0-shot, strict", "gsm8k", "strict"),
+    ("GSM8K, 0-shot, flexible", "gsm8k", "flexible"),
+    ("GSM8K, 8-shot, strict", "gsm8k_8shot", "strict"),
+    ("HellaSwag, acc_norm", "hellaswag", "acc_norm"),
+    ("ARC-Easy, acc", "arc_easy", "acc"),
+    ("bits per byte of the evaluated text", "bpb", "bits_per_byte"),
+    ("latency: decode step, p50 ms", LATENCY, "decode_ms"),
+    ("latency: prefill, p50 ms", LATENCY, "prefill_ms"),
+    ("peak memory, MB", MEMORY, "peak"),
+)
+
+
+class ReportSettings(Settings):
+    """Configuration of `python -m evals.report`."""
+
+    runs: Positional[tuple[str, ...]] = Field(
+        min_length=1, description="run directories of train, rl and evals, or directories of them"
+    )
+    out: str = Field("report", description="directory of report.html, report.md and pictures/")
+    title: str = Field("mHC with gates: report", description="of the report")
+    texts: int = Field(32, ge=1, description="evaluated problems that the routing analysis reads")
+    device: str = Field("auto", description="of the routing analysis")
+    ascii: bool = Field(False, description="print the pictures as characters, too")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit status: 0, or 2 after an error that the user can mend."""
+    try:
+        settings = parse_command_line(
+            ReportSettings, "evals.report", "Writes a report of runs.", argv
+        )
+        document = make_report(settings)
+    except MHCError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{Path(settings.out) / HTML}\n{Path(settings.out) / MARKDOWN}")
+    print(f"{len(document.pictures)} pictures in {Path(settings.out) / PICTURES}")
+    if settings.ascii:
+        for picture in document.pictures:
+            print(f"\n{picture.title}. {picture.caption}\n{picture.text}")
+    return 0
+
+
+def make_report(settings: ReportSettings) -> Document:
+    """Writes the files and returns the document.
+
+    Raises:
+        MHCError: if the runs cannot be read or are not there.
+    """
+    runs = find_runs(settings.runs)
+    out = Path(settings.out)
+    out.mkdir(parents=True, exist_ok=True)
+    document = Document(settings.title, out / PICTURES)
+    comparison, refusal = _compare(runs)
+    document.heading("Results")
+    _plan_table(document, runs)
+    _tests(document, comparison, refusal)
+    _sinkhorn(document, runs)
+    _measured(document, runs)
+    if runs.trainings:
+        document.heading("Training")
+        losses = {run.label: run.curve("loss") for run in runs.trainings}
+        bits = {run.label: run.curve("val_bpb") for run in runs.trainings}
+        document.picture(training_curves(losses, bits))
+    routing = routing_section(document, runs, settings.texts, settings.device)
+    tuning_section(document, runs)
+    fixed_gate_picture(document, runs)
+    document.heading("Limits")
+    document.items(limits(runs, comparison))
+    document.heading("Commands")
+    document.code("\n".join(_commands(runs, settings)))
+    document.heading("Draft of a write-up")
+    for paragraph in draft(runs, comparison, routing):
+        document.paragraph(paragraph)
+    replace_text(out / MARKDOWN, document.to_markdown())
+    replace_text(out / HTML, document.to_html())
+    return document
+
+
+def _main_columns(runs: Runs) -> list[Evaluation]:
+    found = [runs.evaluation(label) for label in (PLAIN, LEARNED_GATES, RL_GATES)]
+    return [one for one in found if one is not None]
+
+
+def _compare(runs: Runs) -> tuple[Comparison | None, str]:
+    columns = _main_columns(runs)
+    if not columns:
+        return None, "no evaluation among the runs"
+    try:
+        return compare([one.path for one in columns], [one.label for one in columns]), ""
+    except ConfigError as error:
+        return None, str(error)
+
+
+def _plan_table(document: Document, runs: Runs) -> None:
+    """The plan's rows; the columns are there whether or not they were evaluated."""
+    columns = (PLAIN, LEARNED_GATES, RL_GATES)
+    rows = [
+        [words, *(_value(runs, label, task, metric) for label in columns)]
+        for words, task, metric in PLAN
+    ]
+    document.table(["", *columns], rows)
+    document.paragraph(
+        "Accuracies with Wilson 95 % intervals. Validation bits per byte are of the training run "
+        "with learned gates; latency is at the largest batch that was measured."
+    )
+
+
+def _value(runs: Runs, label: str, task: str | None, metric: str) -> str:
+    if task is None:
+        if label == RL_GATES:
+            return "as learned gates"
+        own = [one.last(metric) for one in runs.trainings if one.is_mhc == (label != PLAIN)]
+        values = [value for value in own if value is not None]
+        return f"{values[-1]:.4f}" if values else NOT_MEASURED
+    one = runs.evaluation(label)
+    if one is None:
+        return NOT_MEASURED
+    if task in (LATENCY, MEMORY):
+        return _measurement(runs, one, task, metric)
+    entry = one.results["tasks"].get(task)
+    if entry is None:
+        return NOT_MEASURED
+    return f"{entry[metric]:.4f}" if task == BPB else percent(entry[metric])
+
+
+def _measurement(runs: Runs, one: Evaluation, task: str, metric: str) -> str:
+    """Latency or memory of this evaluation's checkpoint, from whichever run measured it."""
+    checkpoint = one.results["checkpoint"]["path"]
+    for other in (one, *runs.evaluations):
+        found = other.results["measured"].get(task)
+        if found is None:
+            continue
+        if task == MEMORY and checkpoint in found:
+            figures = found[checkpoint]
+            return f"{figures.get('peak_cuda_bytes', figures['peak_rss_bytes']) / 1e6:.0f}"
+        if task == LATENCY:
+            rows = [row for row in found["rows"] if row["model"] == checkpoint]
+            if rows:
+                return f"{rows[-1][metric]['p50']:.2f} (batch {rows[-1]['batch']})"
+    return NOT_MEASURED
+
+
+def _tests(document: Document, comparison: Comparison | None, refusal: str) -> None:
+    document.heading("Tests")
+    if comparison is None:
+        document.paragraph(f"The evaluations are not compared: {refusal}.")
+        return
+    if not comparison.tests:
+        document.paragraph("There is one evaluation: nothing to test.")
+        return
+    header, rows = comparison.tests_rows()
+    document.table(header, rows)
+    document.paragraph(LEGEND)
+    for note in comparison.unpaired:
+        document.paragraph(note + ".")
+
+
+def _sinkhorn(document: Document, runs: Runs) -> None:
+    one = next((e for e in runs.evaluations if e.results.get("sinkhorn")), None)
+    if one is None:
+        return
+    document.heading("Sinkhorn iterations at inference")
+    tasks = one.results["tasks"]
+    names = [
+        (task, metric)
+        for task, entry in tasks.items()
+        for metric in (*accuracies(entry), "bits_per_byte")
+        if metric in entry
+    ]
+
+    def cell(value: Any) -> str:
+        return f"{value:.4f}" if isinstance(value, float) else percent(value)
+
+    rows = [["as trained", "", *(cell(tasks[task][metric]) for task, metric in names)]]
+    for iterations, entry in one.results["sinkhorn"].items():
+        scores = [cell(entry["tasks"][task][metric]) for task, metric in names]
+        rows.append([iterations, f"{entry['row_error']:.1e}", *scores])
+    document.table(["iterations", "row error", *(f"{t} {m}" for t, m in names)], rows)
+    document.paragraph(
+        f"{one.label}: the projection of H_res replaced at inference, the weights as trained. Row "
+        "error: the worst distance of a row sum of H_res from one."
+    )
+
+
+def _measured(document: Document, runs: Runs) -> None:
+    for task, title, table in (
+        (LATENCY, "Latency", latency_table),
+        (MEMORY, "Memory", memory_table),
+    ):
+        found = [e for e in runs.evaluations if task in e.results["measured"]]
+        if not found:
+            continue
+        document.heading(title)
+        for one in found:
+            machine = one.results["machine"]
+            document.markdown_table(table(one.results["measured"][task]))
+            document.paragraph(
+                f"Measured on {machine['processor']} ({machine['cores']} cores, "
+                f"{machine['threads']} threads, {machine['device']})."
+            )
+
+
+def _commands(runs: Runs, settings: ReportSettings) -> list[str]:
+    """The commands that made these runs, from their own configurations."""
+    configured = [("train", run) for run in runs.trainings] + [("rl", run) for run in runs.tunings]
+    lines = [
+        shlex.join(["python", "-m", room, "--config", str(run.path / "config.yaml")])
+        for room, run in configured
+    ]
+    for one in runs.evaluations:
+        own = EvalSettings.model_validate(one.results["settings"])
+        lines.append(shlex.join(["python", "-m", "evals", *_flags(own)]))
+    own_line = ["python", "-m", "evals.report", *settings.runs, "--out", settings.out]
+    return [*lines, shlex.join(own_line)]
+
+
+def _flags(settings: Settings, prefix: str = "") -> list[str]:
+    """The flags of all fields that are not at their default."""
+    flags: list[str] = []
+    for name, field in type(settings).model_fields.items():
+        value = getattr(settings, name)
+        flag = f"--{prefix}{name.replace('_', '-')}"
+        if isinstance(value, Settings):
+            flags += _flags(value, f"{prefix}{name.replace('_', '-')}.")
+        elif field.is_required() or value != field.default:
+            parts = value if isinstance(value, tuple) else (value,)
+            flags += [flag, *(str(part) for part in parts)]
+    return flags
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

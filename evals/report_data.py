@@ -1,0 +1,155 @@
+"""What run directories hold, for the report: trainings, evaluations, RL."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from evals.gate_choice import LEARNED, POLICY
+from evals.results import RESULTS, read_results
+from mhc_model.errors import DataError
+
+METRICS, CONFIG, ROLLOUTS, SWEEP, SUMMARY = (
+    "metrics.jsonl",
+    "config.yaml",
+    "rollouts.jsonl",
+    "sweep.json",
+    "summary.json",
+)
+PLAIN, LEARNED_GATES, RL_GATES = "baseline", "mHC, learned gates", "mHC, RL gates"
+
+
+@dataclass(frozen=True)
+class Training:
+    """A run of `python -m train`."""
+
+    path: Path
+    config: dict[str, Any]
+    rows: list[dict[str, Any]]
+
+    @property
+    def is_mhc(self) -> bool:
+        return bool(self.config.get("model", {}).get("mhc"))
+
+    @property
+    def label(self) -> str:
+        return f"{'mHC' if self.is_mhc else PLAIN} ({self.path.name})"
+
+    def curve(self, name: str) -> list[tuple[float, float]]:
+        """(step, value) of a metric, where it was measured."""
+        return [(float(row["step"]), float(row[name])) for row in self.rows if name in row]
+
+    def last(self, name: str) -> Any:
+        """The metric's last value; None if it was never measured."""
+        values = [row[name] for row in self.rows if name in row]
+        return values[-1] if values else None
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """A run of `python -m rl`."""
+
+    path: Path
+    config: dict[str, Any]
+    rows: list[dict[str, Any]]
+    rollouts: list[dict[str, Any]]
+    summary: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Results of `python -m evals`; `label` says model and gates."""
+
+    path: Path
+    results: dict[str, Any]
+    label: str
+
+
+@dataclass
+class Runs:
+    """All runs of a report, evaluations in the order baseline, learned gates, RL gates, others."""
+
+    trainings: list[Training] = field(default_factory=list)
+    tunings: list[Tuning] = field(default_factory=list)
+    evaluations: list[Evaluation] = field(default_factory=list)
+
+    def evaluation(self, label: str) -> Evaluation | None:
+        """The first evaluation with that label."""
+        return next((one for one in self.evaluations if one.label == label), None)
+
+    def fixed(self) -> dict[float, Evaluation]:
+        """Evaluations with one number as gate."""
+        found = {}
+        for one in self.evaluations:
+            try:
+                found[float(one.results["settings"]["gates"])] = one
+            except ValueError:
+                continue
+        return found
+
+
+def find_runs(paths: Sequence[str]) -> Runs:
+    """Reads run directories, or directories of them.
+
+    Raises:
+        DataError: if a path holds no run, or a file is damaged.
+    """
+    runs = Runs()
+    for name in paths:
+        path = Path(name)
+        if not path.is_dir():
+            raise DataError(f"{path} is not a directory; give run directories")
+        before = _count(runs)
+        for directory in (path, *sorted(one for one in path.iterdir() if one.is_dir())):
+            _take(directory, runs)
+        if _count(runs) == before:
+            raise DataError(
+                f"{path} holds no run: there is no {RESULTS} or {METRICS} in it or one level below"
+            )
+    order = {PLAIN: 0, LEARNED_GATES: 1, RL_GATES: 2}
+    runs.evaluations.sort(key=lambda one: order.get(one.label, 3))
+    runs.trainings.sort(key=lambda one: one.is_mhc)
+    return runs
+
+
+def _count(runs: Runs) -> int:
+    return len(runs.trainings) + len(runs.tunings) + len(runs.evaluations)
+
+
+def _take(directory: Path, runs: Runs) -> None:
+    if (directory / RESULTS).exists():
+        results = read_results(directory)
+        runs.evaluations.append(Evaluation(directory, results, _label(results)))
+        return
+    if not ((directory / METRICS).exists() and (directory / CONFIG).exists()):
+        return
+    config = yaml.safe_load((directory / CONFIG).read_text(encoding="utf-8"))
+    rows = _rows(directory / METRICS)
+    if (directory / ROLLOUTS).exists():
+        whole = next((directory / f for f in (SUMMARY, SWEEP) if (directory / f).exists()), None)
+        summary = {} if whole is None else json.loads(whole.read_text(encoding="utf-8"))["summary"]
+        rollouts = _rows(directory / ROLLOUTS)
+        runs.tunings.append(Tuning(directory, config, rows, rollouts, summary))
+    else:
+        runs.trainings.append(Training(directory, config, rows))
+
+
+def _label(results: dict[str, Any]) -> str:
+    if results["gates"]["description"].startswith("none"):
+        return PLAIN
+    gates = results["settings"]["gates"]
+    if gates == LEARNED:
+        return LEARNED_GATES
+    return RL_GATES if gates.startswith(POLICY) else f"mHC, gates {gates}"
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from None

@@ -1,0 +1,123 @@
+"""samples.jsonl while a run goes on: rows are appended as samples end, a restart goes on there."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from evals.items import Row
+from mhc_model.errors import ConfigError, DataError
+from mhc_model.files import replace_text
+
+RUN, SAMPLES = "run.json", "samples.jsonl"
+
+
+class SampleStore:
+    """The samples of one run directory; one process at a time.
+
+    run.json says of what the samples are (checkpoint, gates, problems, limits). A directory with
+    samples of anything else is refused.
+    """
+
+    def __init__(self, directory: Path, identity: Mapping[str, Any]) -> None:
+        """Opens a new directory or one that an interrupted run left.
+
+        Raises:
+            ConfigError: if it holds samples of another run, naming what differs, or another process
+                is writing there.
+            DataError: if its files are damaged; a last line that was cut off is dropped.
+        """
+        self.directory = directory
+        self._rows: dict[tuple[str, str], Row] = {}
+        path = directory / RUN
+        # What was read from JSON compares with what went through it.
+        self._identity = json.loads(json.dumps(identity))
+        if path.exists():
+            self._check_identity(path)
+        elif (directory / SAMPLES).exists():
+            raise ConfigError(f"{directory} has {SAMPLES} but no {RUN}; give another directory")
+        directory.mkdir(parents=True, exist_ok=True)
+        self._lock = os.open(directory, os.O_RDONLY)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(self._lock)
+            raise ConfigError(f"another process is writing to {directory}") from None
+        kept = self._read()
+        replace_text(path, json.dumps(self._identity, indent=2, ensure_ascii=False) + "\n")
+        replace_text(directory / SAMPLES, kept)
+        self._file = (directory / SAMPLES).open("a", encoding="utf-8")
+
+    def done(self, task: str) -> set[str]:
+        """Ids of the samples that are there."""
+        return {identity for name, identity in self._rows if name == task}
+
+    def add(self, task: str, row: Row) -> None:
+        """Appends a finished sample; it survives the end of this process."""
+        line = json.dumps({"task": task, **row}, ensure_ascii=False)
+        # What is kept is what a restart would read, so that both give the same results.
+        self._rows[task, row["id"]] = json.loads(line)
+        self._file.write(line + "\n")
+        self._file.flush()
+
+    def rows(self, task: str, ids: Sequence[str]) -> list[Row]:
+        """These samples, in this order; all must be there."""
+        return [self._rows[task, identity] for identity in ids]
+
+    def finish(self, order: Sequence[tuple[str, str]]) -> None:
+        """Puts the samples, named by task and id, in order."""
+        self._file.close()
+        lines = (json.dumps(self._rows[key], ensure_ascii=False) + "\n" for key in order)
+        replace_text(self.directory / SAMPLES, "".join(lines))
+
+    def close(self) -> None:
+        """Lets another process have the directory."""
+        self._file.close()
+        os.close(self._lock)
+
+    def _check_identity(self, path: Path) -> None:
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path} cannot be read: {error}") from None
+        differing = differences(before, self._identity)
+        if differing:
+            raise ConfigError(
+                f"{self.directory} holds samples of another run; give another directory. "
+                + "; ".join(differing)
+            )
+
+    def _read(self) -> str:
+        """Takes in the rows of an interrupted run; returns the whole lines."""
+        path = self.directory / SAMPLES
+        if not path.exists():
+            return ""
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{path} cannot be read: {error}") from None
+        kept = text[: text.rfind("\n") + 1]
+        for number, line in enumerate(kept.splitlines(), start=1):
+            try:
+                row = json.loads(line)
+                self._rows[row["task"], row["id"]] = row
+            except (ValueError, KeyError, TypeError) as error:
+                raise DataError(f"{path} line {number} is damaged: {error}") from None
+        return kept
+
+
+def differences(before: Any, now: Any, name: str = "") -> list[str]:
+    """What differs between two trees of JSON values, one text a leaf: `gates: '0' and '1'`."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        return [
+            text
+            for key in {**before, **now}
+            for text in differences(
+                before.get(key), now.get(key), f"{name}.{key}" if name else str(key)
+            )
+        ]
+    return [] if before == now else [f"{name}: {before!r} and {now!r}"]
