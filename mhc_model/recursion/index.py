@@ -233,6 +233,8 @@ class TextIndex:
             vector = self._centred([query], self._embedder)[0]
         else:
             terms = query_terms(query)
+            if not terms:  # no word to be similar to
+                return self._best_inside(np.zeros(len(self._vectors)))
             rarest = float(self._windows.idf.max())
             idf = [
                 rarest if number is None else float(self._windows.idf[number])
