@@ -4,7 +4,8 @@
 
 The original runs in transformers' own class, so the check does not rest on our decoder; or it is
 another checkpoint of ours. Both run in float32 on the CPU. Errors are the largest difference over
-the largest value.
+the largest value. The output of a single sublayer rounds more than the logits do, where it is small
+beside the residual stream: ten times the tolerance is let pass there.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class Equivalence:
     """How far a converted model is from its original.
 
     Attributes:
-        tolerance: largest error allowed.
+        tolerance: largest error of the logits allowed, and a tenth of a sublayer's.
         logits: error of the logits over all prompts.
         sublayers: error of each sublayer's output, attention and mlp of each layer in turn.
         generated: prompts whose greedy completions were compared.
@@ -73,8 +74,8 @@ class Equivalence:
 
     @property
     def passed(self) -> bool:
-        worst = max(self.logits, *self.sublayers)
-        return worst <= self.tolerance and self.same == self.generated
+        close = self.logits <= self.tolerance and max(self.sublayers) <= 10 * self.tolerance
+        return close and self.same == self.generated
 
     def __str__(self) -> str:
         worst = max(range(len(self.sublayers)), key=self.sublayers.__getitem__)

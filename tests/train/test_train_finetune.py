@@ -95,7 +95,7 @@ def persist(work: Path) -> Callable[[RunDirectory], Persist]:
 @pytest.fixture(scope="module")
 def converted(work: Path, persist: Callable[[RunDirectory], Persist]) -> dict[str, Path]:
     """A pretrained Llama, exported and read back: plain, and with streams."""
-    trainer = make_trainer(work, "pretrained", model=LLAMA, steps=80)
+    trainer = make_trainer(work, "pretrained", model=LLAMA, steps=200)
     trainer.fit(persist(trainer.run))
     exported = export(trainer.run.path, work / "llama")
     return {
