@@ -300,13 +300,14 @@ class Decoder(nn.Module):
         x, u, coefficients = first.start(x.flatten(0, 1), self.stream_embedding)
         for index in range(len(self.layers)):
             x, u, coefficients = self._run_layer(
-                self._stream_layer, index, x, u, coefficients, gates, token_gates, attend
+                self._stream_layer, index, (b, t), x, u, coefficients, gates, token_gates, attend
             )
         return u.unflatten(0, (b, t))
 
     def _stream_layer(
         self,
         index: int,
+        shape: tuple[int, int],
         x: Tensor,
         u: Tensor,
         coefficients: Coefficients,
@@ -318,6 +319,7 @@ class Decoder(nn.Module):
 
         Args:
             index: of the layer.
+            shape: b and t; either may be zero.
             x: (b t, n, c) streams before the attention.
             u: (b t, c) what the attention reads of them.
             coefficients: of the attention's connection.
@@ -328,8 +330,7 @@ class Decoder(nn.Module):
         Returns:
             The same three of the next layer. After the last one u is the mean of the streams.
         """
-        layer, shape = self.layers[index], (len(gates), -1)
-        last = index + 1 == len(self.layers)
+        layer, last = self.layers[index], index + 1 == len(self.layers)
         following = None if last else self.layers[index + 1].attention_connection
         for k, after in ((2 * index, layer.mlp_connection), (2 * index + 1, following)):
             if self.watch is not None:
