@@ -39,6 +39,8 @@ PREFIX_CACHE_BYTES = 256 << 20
 # Prompt tokens read in a step beside rows that decode, and where none does.
 PREFILL_CHUNK = 512
 IDLE_PREFILL = 8192
+# Steps that prompts wait for others to be read with, while the batch is full.
+MOST_HELD = 6
 
 
 class Engine:
@@ -102,6 +104,7 @@ class Engine:
             raise EngineError(f"cuda_graphs needs a model on a GPU; it is on {self.device}")
         self._decode_step = DecodeStep(model, self._batch, records=cuda_graphs)
         self._line = Scheduler(self._batch, self._arena, self._prefixes)
+        self._held = 0  # steps in which prompts were held back, one after another
         self._samples: dict[str, int] = {}  # of all requests under way, those not finished
         self._cancelled: set[str] = set()
         self._deltas: list[Delta] = []
@@ -252,7 +255,7 @@ class Engine:
         if decoding:
             self._decode(decoding)
         reading = [row for row in self._batch.taken if row.prefilling]
-        if reading:
+        if reading and not (decoding and self._expects_company(reading)):
             self._prefill(reading, self.prefill_chunk if decoding else IDLE_PREFILL)
         for row in self._batch.taken:
             if row.prefilling:
@@ -307,6 +310,19 @@ class Engine:
         width = max(row.length for row in rows) + 1
         drawn = self._decode_step(self._arena.cache, batch.high, width, batch.wanted(rows))
         self._append(rows, drawn, [row.slot or 0 for row in rows])
+
+    def _expects_company(self, reading: Sequence[Row]) -> bool:
+        """Whether prompts are held back to be read with those that follow: one pass for all.
+
+        Only while others wait for a row, and for a few steps: a pass over one short prompt takes
+        little less than one over several.
+        """
+        left = sum(len(row.prompt) - row.filled for row in reading)
+        if self.waiting and left < self.prefill_chunk // 2 and self._held < MOST_HELD:
+            self._held += 1
+            return True
+        self._held = 0
+        return False
 
     def _prefill(self, reading: Sequence[Row], budget: int) -> None:
         left = budget

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections import defaultdict
@@ -86,6 +87,28 @@ def test_a_long_prompt_holds_nobody_up(model):
         assert len(engine.take_deltas()) == 1
     assert len(read) == math.ceil(60 / 8)
     assert max(b - a for a, b in itertools.pairwise(read)) <= 8 + 1
+
+
+def test_prompts_are_read_together_while_others_wait(model):
+    """With a line behind them, newcomers share a pass; without one they are read at once."""
+    wanted = requests(24, least=4, most=8, temperature=1.0, seed=4)
+    lengths = [3 + i % 9 for i in range(24)]
+    wanted = [
+        dataclasses.replace(r, sampling=dataclasses.replace(r.sampling, max_tokens=length))
+        for r, length in zip(wanted, lengths, strict=True)
+    ]
+    passes = []
+    engine = Engine(model, max_batch=6)
+    read = engine._read
+    engine._read = lambda rows, counts: (passes.append(len(rows)), read(rows, counts))
+    for request, completion in zip(wanted, engine.generate(wanted), strict=True):
+        assert_same(completion, alone(model, request)[0])
+    assert sum(passes) == 24
+    assert len(passes) < 14
+    engine.add(Request([1], 0.5, SamplingParams(max_tokens=20), id="decodes"))
+    engine.step()
+    engine.add(Request([2], 0.5, SamplingParams(max_tokens=1), id="newcomer"))
+    assert [each.request_id for each in engine.step()] == ["newcomer"]
 
 
 # Samples
