@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from mhc_model.config import ModelConfig
@@ -174,14 +174,12 @@ def load_checkpoint(
         CheckpointError: naming the file, and the key where there is one.
     """
     directory = find_checkpoint(path)
-    manifest = _verified_manifest(directory)
+    manifest = verified_manifest(directory)
     model_config = read_model_config(directory)
     with quiet_about_mixing():
         model = Decoder(model_config, seed=None)
     _load_weights(model, directory / WEIGHTS)
-    tokenizer = None
-    if not manifest["files"].keys().isdisjoint((RANKS_FILE, FAST_FILE)):
-        tokenizer = Tokenizer.from_directory(directory)
+    tokenizer = load_tokenizer(directory)
     model = model.to(device)
     if dtype is not None:
         cast_matrices(model, dtype)
@@ -192,6 +190,27 @@ def load_checkpoint(
         path=directory,
         metadata=manifest["metadata"],
     )
+
+
+def load_tokenizer(directory: Path) -> Tokenizer | None:
+    """The tokenizer of a whole checkpoint directory; None if it was saved without."""
+    if not any((directory / name).exists() for name in (RANKS_FILE, FAST_FILE)):
+        return None
+    return Tokenizer.from_directory(directory)
+
+
+def stored_dtype(directory: Path) -> torch.dtype:
+    """The dtype of the embedding, and so of the matrices, in a checkpoint directory.
+
+    Raises:
+        CheckpointError: if the weights cannot be read.
+    """
+    try:
+        with safe_open(directory / WEIGHTS, "pt") as weights:
+            dtype: torch.dtype = weights.get_slice("embedding.weight")[:1].dtype
+    except SafetensorError as error:
+        raise CheckpointError(f"{directory / WEIGHTS} cannot be read: {error}") from None
+    return dtype
 
 
 def read_model_config(directory: Path) -> ModelConfig:
@@ -278,7 +297,12 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
     return manifest
 
 
-def _verified_manifest(directory: Path) -> dict[str, Any]:
+def verified_manifest(directory: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint directory whose files are the ones that it states.
+
+    Raises:
+        CheckpointError: naming the file that was altered, or what the manifest lacks.
+    """
     manifest = _read_manifest(directory)
     for name, entry in manifest["files"].items():
         if _sha256(directory / name) != entry["sha256"]:

@@ -265,7 +265,26 @@ class Decoder(nn.Module):
         b, t = tokens.shape
         gates = self._gate_rows(gates, b)
         attend = self._attend(tokens, cache)
-        x = self._embed(tokens, cache)
+        x = self.through_layers(tokens, self._positions(tokens, cache), gates, attend)
+        if cache is not None:
+            cache.lengths += t
+        return x
+
+    def through_layers(
+        self, tokens: Tensor, positions: Tensor, gates: Tensor | None, attend: Attend
+    ) -> Tensor:
+        """What `hidden` computes, for who has arranged the attention; nothing is checked.
+
+        Args:
+            tokens: (b, t) int64.
+            positions: (b or 1, t) int64, in the context.
+            gates: (b, 2L); None for a plain model.
+            attend: rotations, and what the attention looks at.
+
+        Returns:
+            (b, t, c).
+        """
+        x = self._embed(tokens, positions)
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         if gates is None:
@@ -273,15 +292,13 @@ class Decoder(nn.Module):
                 x = self._run_layer(self._plain_layer, index, x, attend)
         else:
             x = self._through_streams(x, gates, attend)
-        if cache is not None:
-            cache.lengths += t
         return self.final_norm(x)
 
-    def _embed(self, tokens: Tensor, cache: KVCache | None) -> Tensor:
+    def _embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """(b, t) -> (b, t, c)."""
         x = self.embedding(tokens)
         if self.config.positions == "learned":
-            x = x + self.position_embedding(self._positions(tokens, cache))
+            x = x + self.position_embedding(positions)
         return rms_norm(x, self.config.norm_eps) if self.config.embedding_norm else x
 
     def _positions(self, tokens: Tensor, cache: KVCache | None) -> Tensor:
@@ -388,21 +405,21 @@ class Decoder(nn.Module):
                 raise EngineError(
                     f"sequence of {t} tokens exceeds the context of {self.config.max_seq_len}"
                 )
-            return Attend(*self._turns(self._positions(tokens, None)))
+            return Attend(*self.turns(self._positions(tokens, None)))
         if cache.rows != b:
             raise EngineError(
                 f"{b} sequences for a cache of {cache.rows} rows; give a cache of as many rows, "
                 f"for example cache.slice(0, {b})"
             )
         width, positions = cache.attended(t), cache.positions(t)
-        cos, sin = self._turns(self._positions(tokens, cache))
+        cos, sin = self.turns(self._positions(tokens, cache))
         if width == t:  # nothing came before
             return Attend(cos, sin, cache, positions)
         attended = torch.arange(width, device=tokens.device)
         mask = attended <= positions[:, None, :, None]
         return Attend(cos, sin, cache, positions, mask)
 
-    def _turns(self, positions: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def turns(self, positions: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """cos and sin at positions (b or 1, t), each (b or 1, 1, t, d / 2)."""
         if self.config.positions != "rope":
             return None, None

@@ -15,7 +15,6 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Sequence
-from numbers import Integral
 from pathlib import Path
 
 import torch
@@ -26,11 +25,11 @@ from mhc_model.cache import KVArena
 from mhc_model.checkpoint import load_checkpoint
 from mhc_model.decode import DecodeStep
 from mhc_model.decoder import Decoder
+from mhc_model.engine_base import EngineBase
 from mhc_model.errors import EngineError
-from mhc_model.gates import expand_gates
 from mhc_model.prefill import choose_chunks, score_prompts
 from mhc_model.prefix_cache import PrefixCache, block_names
-from mhc_model.request import MAX_SAMPLES, Completion, Delta, EngineStats, FinishReason, Request
+from mhc_model.request import Completion, EngineStats
 from mhc_model.row import Row
 from mhc_model.scheduler import Scheduler
 from mhc_model.tokenizer import Tokenizer
@@ -43,7 +42,7 @@ IDLE_PREFILL = 8192
 MOST_HELD = 6
 
 
-class Engine:
+class Engine(EngineBase):
     """Token ids in, token ids out; see the module's docstring."""
 
     def __init__(
@@ -88,11 +87,7 @@ class Engine:
         ):
             if value < least:
                 raise EngineError(f"{name} is {value}; it must be at least {least}")
-        self.model = model.eval()
-        self.tokenizer = tokenizer
-        self.checkpoint_hash = checkpoint_hash
-        self.device = model.embedding.weight.device
-        self.max_batch = max_batch
+        super().__init__(model.eval(), tokenizer, max_batch, checkpoint_hash)
         self.prefill_chunk = prefill_chunk
         dtype = model.embedding.weight.dtype
         self._arena = KVArena(
@@ -105,13 +100,6 @@ class Engine:
         self._decode_step = DecodeStep(model, self._batch, records=cuda_graphs)
         self._line = Scheduler(self._batch, self._arena, self._prefixes)
         self._held = 0  # steps in which prompts were held back, one after another
-        self._samples: dict[str, int] = {}  # of all requests under way, those not finished
-        self._cancelled: set[str] = set()
-        self._deltas: list[Delta] = []
-        self._stats = EngineStats()
-        self._learned: Tensor | None = None
-        if model.config.mhc is not None:
-            self._learned = model.learned_gates().detach().cpu()
 
     @classmethod
     def from_checkpoint(
@@ -149,10 +137,6 @@ class Engine:
         return self._arena.max_seq_len
 
     @property
-    def has_work(self) -> bool:
-        return bool(self._line.waiting) or self.active > 0
-
-    @property
     def active(self) -> int:
         """Samples that hold a row."""
         return len(self._batch.taken)
@@ -176,68 +160,16 @@ class Engine:
             prefix_cache_bytes=self._prefixes.size,
         )
 
-    def add(self, request: Request) -> str:
-        """Queues a request; its samples join the batch at one of the next steps.
-
-        Returns:
-            The request's id.
-
-        Raises:
-            EngineError: if the prompt is empty, has an unknown token id or does not fit with
-                max_tokens into the context, the id is in use, n is not 1 to 128, or stop strings
-                lack a tokenizer.
-            GateError: if the gates are not what `expand_gates` takes, or the model is plain.
-        """
-        self._check(request)
-        gates = self._gates_of(request)
-        stop_ids = set(request.sampling.stop_token_ids)
-        if self.tokenizer is not None and not request.sampling.ignore_eos:
-            stop_ids.update(self.tokenizer.eos_ids)
-        blocks = block_names(request.prompt, gates) if self._prefixes.capacity else []
-        self._samples[request.id] = request.n
-        for index in range(request.n):
-            row = Row(request, index, gates, frozenset(stop_ids))
-            row.blocks = blocks
-            self._line.waiting.append(row)
-        return request.id
-
-    def cancel(self, request_id: str) -> bool:
-        """Ends a request at the next step with finish_reason "cancelled"; False if unknown."""
-        if request_id in self._samples:
-            self._cancelled.add(request_id)
-        return request_id in self._samples
-
-    def generate(self, requests: Sequence[Request]) -> list[Completion]:
-        """Runs requests to their end.
-
-        Returns:
-            The completions in the order of the requests, and of the samples of each.
-
-        Raises:
-            EngineError, GateError: as `add`, and if others are under way; then none is queued.
-        """
-        ids = [request.id for request in requests]
-        if len(set(ids)) < len(ids):
-            raise EngineError("two requests of one call have the same id")
-        if self.has_work:
-            raise EngineError("generate() needs an idle engine; use add() and step() beside others")
-        for request in requests:
-            self._check(request)
-        for request in requests:
-            self.add(request)
-        done: dict[tuple[str, int], Completion] = {}
-        while self.has_work:
-            done.update(((each.request_id, each.index), each) for each in self.step())
-        return [done[request.id, index] for request in requests for index in range(request.n)]
-
-    def take_deltas(self) -> list[Delta]:
-        """What the samples of streamed requests have gained since the last call."""
-        deltas, self._deltas = self._deltas, []
-        return deltas
-
     def clear_prefix_cache(self) -> None:
-        """Forgets the beginnings of prompts, as is needed after a change of the weights."""
         self._prefixes.clear()
+
+    def _enqueue(self, row: Row) -> None:
+        if self._prefixes.capacity:
+            row.blocks = block_names(row.prompt, row.gates)
+        self._line.waiting.append(row)
+
+    def _release(self, row: Row) -> None:
+        self._line.release(row)
 
     @torch.inference_mode()
     def step(self) -> list[Completion]:
@@ -265,42 +197,6 @@ class Engine:
             if reason is not None:
                 finished.append(self._complete(row, reason))
         return finished
-
-    def _check(self, request: Request) -> None:
-        vocabulary = self.model.config.vocab_size
-        if len(request.prompt) == 0:
-            raise EngineError("the prompt is empty; give at least one token")
-        for token in request.prompt:
-            if not isinstance(token, Integral):
-                raise EngineError(f"prompt token {token!r} is not a token id; encode text first")
-            if not 0 <= token < vocabulary:
-                raise EngineError(
-                    f"prompt token {token} is outside the vocabulary of 0 to {vocabulary - 1}"
-                )
-        total = len(request.prompt) + request.sampling.max_tokens
-        if total > self.max_seq_len:
-            raise EngineError(
-                f"{len(request.prompt)} prompt tokens and max_tokens "
-                f"{request.sampling.max_tokens} make {total}; the context is {self.max_seq_len}"
-            )
-        if not isinstance(request.n, Integral) or not 1 <= request.n <= MAX_SAMPLES:
-            raise EngineError(
-                f"n is {request.n!r}; it must be a whole number of 1 to {MAX_SAMPLES}"
-            )
-        if request.sampling.stop and self.tokenizer is None:
-            raise EngineError("stop strings need a tokenizer; use stop_token_ids")
-        if request.id in self._samples:
-            raise EngineError(f"a request with the id {request.id!r} is under way")
-        self._gates_of(request)
-
-    def _gates_of(self, request: Request) -> Tensor | None:
-        if self._learned is None:
-            if request.gates is not None:
-                self.model.learned_gates()  # raises: a plain model has no gates
-            return None
-        if request.gates is None:
-            return self._learned
-        return expand_gates(request.gates, self.model.config.n_layers)
 
     # What a step computes
 
@@ -384,25 +280,3 @@ class Engine:
                     likeliest = zip(top[1][place], top[0][place], strict=True)
                     row.top_logprobs.append(tuple(likeliest)[: sampling.top_logprobs])
         self._count(generated_tokens=generated)
-
-    # How a sample ends
-
-    def _stream(self, row: Row, final: bool) -> None:
-        if row.request.stream:
-            delta = row.take_delta(final)
-            if delta is not None:
-                self._deltas.append(delta)
-
-    def _complete(self, row: Row, reason: FinishReason) -> Completion:
-        self._line.release(row)
-        self._samples[row.request.id] -= 1
-        if self._samples[row.request.id] == 0:
-            del self._samples[row.request.id]
-            self._cancelled.discard(row.request.id)
-        cancelled = reason == "cancelled"
-        self._count(cancelled=int(cancelled), finished=int(not cancelled))
-        return row.complete(reason, self.tokenizer)
-
-    def _count(self, **more: int) -> None:
-        counted = {name: getattr(self._stats, name) + value for name, value in more.items()}
-        self._stats = dataclasses.replace(self._stats, **counted)

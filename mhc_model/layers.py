@@ -70,6 +70,7 @@ class Attend(NamedTuple):
     cache: KVCache | None = None
     positions: Tensor | None = None  # (b, t), with a cache
     mask: Tensor | None = None  # (b, 1, t, s), True is seen; None is causal, nothing came before
+    paged: bool = False  # vLLM holds keys and values, and knows whose tokens these are
 
 
 class Attention(nn.Module):
@@ -95,12 +96,20 @@ class Attention(nn.Module):
         k = rearrange(self.k_proj(x), "b t (h d) -> b h t d", d=d)
         v = rearrange(self.v_proj(x), "b t (h d) -> b h t d", d=d)
         q, k = self._turn(q, k, attend)
+        y = self.look(q, k, v, attend)
+        return self.o_proj(rearrange(y, "b h t d -> b t (h d)"))
+
+    def look(self, q: Tensor, k: Tensor, v: Tensor, attend: Attend) -> Tensor:
+        """What each head sees: queries (b, h, t, d), keys and values with kv_heads -> (b, h, t, d).
+
+        vLLM's plugin replaces this, and nothing else of the decoder.
+        """
         if attend.cache is not None and attend.positions is not None:
             attend.cache.write(self.layer, attend.positions, k, v)
             if attend.mask is not None:
                 seen = attend.cache.read(self.layer, attend.mask.shape[-1])
                 k, v = (each.to(q.dtype) for each in seen)
-        y = F.scaled_dot_product_attention(
+        return F.scaled_dot_product_attention(
             q,
             k,
             v,
@@ -108,7 +117,6 @@ class Attention(nn.Module):
             is_causal=attend.mask is None,
             enable_gqa=self.config.kv_heads != self.config.n_heads,
         )
-        return self.o_proj(rearrange(y, "b h t d -> b t (h d)"))
 
     def _turn(self, q: Tensor, k: Tensor, attend: Attend) -> tuple[Tensor, Tensor]:
         """Queries and keys (b, h, t, d), normalised and rotated as the configuration says."""

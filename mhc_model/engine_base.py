@@ -1,0 +1,208 @@
+"""What every engine does with requests, whatever computes their tokens.
+
+`Engine` (mhc_model/engine.py) decodes with torch, `VLLMEngine` (mhc_model/vllm_plugin/engine.py)
+with vLLM. Both take the same requests, refuse the same with the same words, and give the same
+completions and deltas.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from numbers import Integral
+
+import torch
+from torch import Tensor
+
+from mhc_model.decoder import Decoder
+from mhc_model.errors import EngineError
+from mhc_model.gates import expand_gates
+from mhc_model.request import MAX_SAMPLES, Completion, Delta, EngineStats, FinishReason, Request
+from mhc_model.row import Row
+from mhc_model.tokenizer import Tokenizer
+
+
+class EngineBase(ABC):
+    """Token ids in, token ids out. One thread drives an engine.
+
+    Attributes:
+        model: the decoder, with the weights that the engine uses.
+        tokenizer: None for token ids only.
+        checkpoint_hash: the content hash of the weights.
+        device: of the model.
+        max_batch: samples that are decoded at a time.
+    """
+
+    def __init__(
+        self,
+        model: Decoder,
+        tokenizer: Tokenizer | None,
+        max_batch: int,
+        checkpoint_hash: str | None,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.checkpoint_hash = checkpoint_hash
+        self.device: torch.device = model.embedding.weight.device
+        self.max_batch = max_batch
+        self._samples: dict[str, int] = {}  # of all requests under way, those not finished
+        self._cancelled: set[str] = set()
+        self._deltas: list[Delta] = []
+        self._stats = EngineStats()
+        self._learned: Tensor | None = None
+        if model.config.mhc is not None:
+            self._learned = model.learned_gates().detach().cpu()
+
+    @property
+    @abstractmethod
+    def max_seq_len(self) -> int:
+        """Longest prompt and completion together, in tokens."""
+
+    @property
+    @abstractmethod
+    def active(self) -> int:
+        """Samples that hold a row."""
+
+    @property
+    @abstractmethod
+    def waiting(self) -> int:
+        """Samples that wait for a row."""
+
+    @property
+    def has_work(self) -> bool:
+        return self.waiting > 0 or self.active > 0
+
+    @abstractmethod
+    def stats(self) -> EngineStats:
+        """What the engine does now, and its counters."""
+
+    @abstractmethod
+    def step(self) -> list[Completion]:
+        """Decodes one token a row, reads a chunk of prompts, and returns the samples that ended."""
+
+    @abstractmethod
+    def clear_prefix_cache(self) -> None:
+        """Forgets the beginnings of prompts, as is needed after a change of the weights."""
+
+    @abstractmethod
+    def _enqueue(self, row: Row) -> None:
+        """Takes a sample whose request was checked."""
+
+    @abstractmethod
+    def _release(self, row: Row) -> None:
+        """Frees what a sample holds; it may also be one that waited."""
+
+    def add(self, request: Request) -> str:
+        """Queues a request; its samples join the batch at one of the next steps.
+
+        Returns:
+            The request's id.
+
+        Raises:
+            EngineError: if the prompt is empty, has an unknown token id or does not fit with
+                max_tokens into the context, the id is in use, n is not 1 to 128, or stop strings
+                lack a tokenizer.
+            GateError: if the gates are not what `expand_gates` takes, or the model is plain.
+        """
+        self._check(request)
+        gates = self._gates_of(request)
+        stop_ids = set(request.sampling.stop_token_ids)
+        if self.tokenizer is not None and not request.sampling.ignore_eos:
+            stop_ids.update(self.tokenizer.eos_ids)
+        self._samples[request.id] = request.n
+        for index in range(request.n):
+            self._enqueue(Row(request, index, gates, frozenset(stop_ids)))
+        return request.id
+
+    def cancel(self, request_id: str) -> bool:
+        """Ends a request at the next step with finish_reason "cancelled"; False if unknown."""
+        if request_id in self._samples:
+            self._cancelled.add(request_id)
+        return request_id in self._samples
+
+    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        """Runs requests to their end.
+
+        Returns:
+            The completions in the order of the requests, and of the samples of each.
+
+        Raises:
+            EngineError, GateError: as `add`, and if others are under way; then none is queued.
+        """
+        ids = [request.id for request in requests]
+        if len(set(ids)) < len(ids):
+            raise EngineError("two requests of one call have the same id")
+        if self.has_work:
+            raise EngineError("generate() needs an idle engine; use add() and step() beside others")
+        for request in requests:
+            self._check(request)
+        for request in requests:
+            self.add(request)
+        done: dict[tuple[str, int], Completion] = {}
+        while self.has_work:
+            done.update(((each.request_id, each.index), each) for each in self.step())
+        return [done[request.id, index] for request in requests for index in range(request.n)]
+
+    def take_deltas(self) -> list[Delta]:
+        """What the samples of streamed requests have gained since the last call."""
+        deltas, self._deltas = self._deltas, []
+        return deltas
+
+    def _check(self, request: Request) -> None:
+        vocabulary = self.model.config.vocab_size
+        if len(request.prompt) == 0:
+            raise EngineError("the prompt is empty; give at least one token")
+        for token in request.prompt:
+            if not isinstance(token, Integral):
+                raise EngineError(f"prompt token {token!r} is not a token id; encode text first")
+            if not 0 <= token < vocabulary:
+                raise EngineError(
+                    f"prompt token {token} is outside the vocabulary of 0 to {vocabulary - 1}"
+                )
+        total = len(request.prompt) + request.sampling.max_tokens
+        if total > self.max_seq_len:
+            raise EngineError(
+                f"{len(request.prompt)} prompt tokens and max_tokens "
+                f"{request.sampling.max_tokens} make {total}; the context is {self.max_seq_len}"
+            )
+        if not isinstance(request.n, Integral) or not 1 <= request.n <= MAX_SAMPLES:
+            raise EngineError(
+                f"n is {request.n!r}; it must be a whole number of 1 to {MAX_SAMPLES}"
+            )
+        if request.sampling.stop and self.tokenizer is None:
+            raise EngineError("stop strings need a tokenizer; use stop_token_ids")
+        if request.id in self._samples:
+            raise EngineError(f"a request with the id {request.id!r} is under way")
+        self._gates_of(request)
+
+    def _gates_of(self, request: Request) -> Tensor | None:
+        if self._learned is None:
+            if request.gates is not None:
+                self.model.learned_gates()  # raises: a plain model has no gates
+            return None
+        if request.gates is None:
+            return self._learned
+        return expand_gates(request.gates, self.model.config.n_layers)
+
+    # How a sample ends
+
+    def _stream(self, row: Row, final: bool) -> None:
+        if row.request.stream:
+            delta = row.take_delta(final)
+            if delta is not None:
+                self._deltas.append(delta)
+
+    def _complete(self, row: Row, reason: FinishReason) -> Completion:
+        self._release(row)
+        self._samples[row.request.id] -= 1
+        if self._samples[row.request.id] == 0:
+            del self._samples[row.request.id]
+            self._cancelled.discard(row.request.id)
+        cancelled = reason == "cancelled"
+        self._count(cancelled=int(cancelled), finished=int(not cancelled))
+        return row.complete(reason, self.tokenizer)
+
+    def _count(self, **more: int) -> None:
+        counted = {name: getattr(self._stats, name) + value for name, value in more.items()}
+        self._stats = dataclasses.replace(self._stats, **counted)

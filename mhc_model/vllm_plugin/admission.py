@@ -1,0 +1,88 @@
+"""A request's gates on their way in: checked before the scheduler sees them.
+
+Keys and values depend on the gates, so what vLLM keeps of prompts' beginnings must be told apart by
+them. vLLM asks for that with a cache salt; here every request gets one, made of its gates and of
+the salt that it came with.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from typing import Any
+
+from vllm.sampling_params import SamplingParams
+from vllm.v1.engine import EngineCoreRequest
+from vllm.v1.engine.input_processor import InputProcessor
+
+from mhc_model.config import ModelConfig
+from mhc_model.errors import GateError
+from mhc_model.gates import expand_gates, gates_hash
+from mhc_model.huggingface import MHCGatesConfig
+
+GATES = "gates"
+"""The name of the gates in `SamplingParams.extra_args`."""
+
+_LEARNED = "learned"
+_MARK = "_mhc_gates"
+
+
+def admit(request: EngineCoreRequest, config: ModelConfig) -> None:
+    """Checks and expands the gates of a request, and salts it with them.
+
+    Args:
+        request: its parameters are changed in place: `extra_args["gates"]` becomes a list of 2L
+            numbers, or disappears if it was None, which means the learned gates.
+        config: of the model.
+
+    Raises:
+        GateError: for gates that `expand_gates` refuses, and for any on a plain model.
+    """
+    parameters = request.sampling_params
+    given = None if parameters is None else (parameters.extra_args or {}).get(GATES)
+    if config.mhc is None:
+        if given is not None:
+            raise GateError("this model is plain (mhc: null): it has no gates")
+        return
+    name = _LEARNED
+    if parameters is not None and parameters.extra_args is not None:
+        extra = {key: value for key, value in parameters.extra_args.items() if key != GATES}
+        if given is not None:
+            gates = expand_gates(given, config.n_layers)
+            name, extra[GATES] = gates_hash(gates), gates.tolist()
+        parameters.extra_args = extra
+    request.cache_salt = _salt(name, request.cache_salt)
+
+
+def _salt(name: str, given: str | None) -> str:
+    """64 characters, of the gates and of the salt that a request was given, if any."""
+    parts = name if given is None else f"{name} {given}"
+    return hashlib.sha256(parts.encode()).hexdigest()
+
+
+def install() -> None:
+    """Puts `admit` into vLLM's way from a prompt to a request; may be called again.
+
+    vLLM has no hook there that knows the model, and the one method is what `LLM`, its engines and
+    its HTTP server share.
+    """
+    original = InputProcessor.process_inputs
+    if hasattr(original, _MARK):
+        return
+
+    @functools.wraps(original)
+    def process_inputs(self: InputProcessor, *args: Any, **kwargs: Any) -> EngineCoreRequest:
+        request = original(self, *args, **kwargs)
+        config = self.model_config.hf_config
+        if isinstance(config, MHCGatesConfig):
+            admit(request, config.to_model_config())
+        return request
+
+    setattr(process_inputs, _MARK, True)
+    InputProcessor.process_inputs = process_inputs
+
+
+def gates_of(parameters: SamplingParams | None) -> list[float] | None:
+    """The 2L gates of an admitted request; None for the learned gates."""
+    extra = None if parameters is None else parameters.extra_args
+    return None if extra is None else extra.get(GATES)
