@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from mhc_model.engines import EngineKind
 from mhc_model.policy import ActionSpace, HiddenWidths
 from mhc_model.settings import RaySettings, Settings
 
@@ -19,6 +20,9 @@ class PoolSettings(Settings):
         0.0, ge=0.0, description="GPUs that each reserves, whole or a fraction; 0 runs on the CPU"
     )
     threads: int = Field(1, ge=1, description="torch threads of each replica")
+    engine: EngineKind = Field(
+        "torch", description="what decodes: this project's engine, or vLLM (docs/vllm.md)"
+    )
     max_batch: int = Field(64, ge=1, description="requests that one replica runs at once")
     deadline_s: float = Field(
         300.0, gt=0.0, description="seconds after which a call counts as hung and is done elsewhere"

@@ -274,7 +274,9 @@ class ReplicaPool:
             runtime_env={"env_vars": {"OMP_NUM_THREADS": str(settings.threads)}},
         )
         device = "cuda" if settings.gpus_per_replica else "cpu"
-        slot.actor = actor_class.remote(self._files, settings.max_batch, settings.threads, device)
+        slot.actor = actor_class.remote(
+            self._files, settings.max_batch, settings.threads, device, settings.engine
+        )
         slot.starting = slot.actor.describe.remote()
         slot.deadline = time.monotonic() + settings.start_deadline_s
         slot.pid = None

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from mhc_model.checkpoint import find_checkpoint
-from mhc_model.engine import Engine
+from mhc_model.engines import EngineKind, load_engine
 from mhc_model.request import Completion, Request
 
 
@@ -26,7 +26,12 @@ class Replica:
     """What runs inside the actor; `ReplicaPool` makes it a Ray actor."""
 
     def __init__(
-        self, files: Mapping[str, bytes], max_batch: int, threads: int, device: str
+        self,
+        files: Mapping[str, bytes],
+        max_batch: int,
+        threads: int,
+        device: str,
+        engine: EngineKind = "torch",
     ) -> None:
         """Loads the model from the packed checkpoint, which verifies every file's hash.
 
@@ -35,17 +40,18 @@ class Replica:
             max_batch: rows of the engine.
             threads: torch threads; more replicas than cores would otherwise fight for them.
             device: "cpu" or "cuda"; Ray shows the actor only the GPUs that are its own.
+            engine: what decodes; see `load_engine`.
         """
         torch.set_num_threads(threads)
         with tempfile.TemporaryDirectory(prefix="replica-") as directory:
             for name, content in files.items():
                 (Path(directory) / name).write_bytes(content)
-            self._engine = Engine.from_checkpoint(directory, max_batch=max_batch, device=device)
+            self._engine = load_engine(engine, directory, max_batch=max_batch, device=device)
 
     def describe(self) -> tuple[str | None, int]:
         """Content hash of the loaded checkpoint, and the process id."""
         return self._engine.checkpoint_hash, os.getpid()
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
-        """Runs requests to their end; see `Engine.generate`."""
+        """Runs requests to their end; see `EngineBase.generate`."""
         return self._engine.generate(requests)
