@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol, TypeVar
 
-from mhc_model.engine import Engine
+from mhc_model.engine_base import EngineBase
 from mhc_model.errors import EngineError, GateError
 from mhc_model.request import Completion, Delta, EngineStats, Request
 from serve.errors import overloaded, unavailable
@@ -94,10 +94,10 @@ class _Call:
 class _Job:
     """A function to run between two steps."""
 
-    function: Callable[[Engine], Any]
+    function: Callable[[EngineBase], Any]
     future: Future[Any]
 
-    def run(self, engine: Engine) -> None:
+    def run(self, engine: EngineBase) -> None:
         if not self.future.set_running_or_notify_cancel():
             return
         try:
@@ -117,7 +117,7 @@ class Batcher:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: EngineBase,
         max_queue: int,
         on_load: Callable[[EngineStats, int], None] | None = None,
     ) -> None:
@@ -203,7 +203,7 @@ class Batcher:
         future.add_done_callback(release)
         return future
 
-    def run(self, function: Callable[[Engine], T]) -> Future[T]:
+    def run(self, function: Callable[[EngineBase], T]) -> Future[T]:
         """Runs a function on the engine's thread, between two steps; it counts as one sample.
 
         Args:

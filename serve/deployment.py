@@ -21,7 +21,7 @@ from fastapi import FastAPI
 from prometheus_client.core import Metric
 from ray.serve import Application, Deployment
 
-from mhc_model.engine import Engine
+from mhc_model.engines import load_engine
 from mhc_model.errors import EngineError
 from mhc_model.policy import GatePolicy
 from serve.access_log import AccessLog
@@ -47,7 +47,8 @@ def load_service(settings: ServeSettings, observer: Observer) -> CompletionServi
         CheckpointError, ConfigError: if they cannot be read or do not fit each other.
     """
     torch.set_num_threads(settings.cpus_per_replica)
-    engine = Engine.from_checkpoint(
+    engine = load_engine(
+        settings.engine,
         settings.checkpoint,
         max_batch=settings.max_batch,
         max_seq_len=settings.max_seq_len,

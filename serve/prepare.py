@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import TemplateError
 from torch import Tensor
 
-from mhc_model.engine import Engine
+from mhc_model.engine_base import EngineBase
 from mhc_model.errors import GateError
 from mhc_model.gates import expand_gates, gates_hash
 from mhc_model.policy import GatePolicy
@@ -56,7 +56,7 @@ class Preparer:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: EngineBase,
         tokenizer: Tokenizer,
         capacity: int,
         policy: GatePolicy | None,

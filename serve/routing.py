@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field, PlainValidator, WithJsonSchema
 from torch import Tensor
 
 from mhc_model.config import ModelConfig
-from mhc_model.engine import Engine
+from mhc_model.engine_base import EngineBase
 from mhc_model.errors import GateError
 from mhc_model.gates import gate_names, gates_hash
 from mhc_model.routing import PromptRouting, TokenRouting, prompt_routing
@@ -181,7 +181,7 @@ async def answer_routing(
     trace.prompt_tokens, trace.gates_source = len(tokens), source
     trace.gates_hash = None if gates is None else gates_hash(gates)
 
-    def run(engine: Engine) -> PromptRouting:
+    def run(engine: EngineBase) -> PromptRouting:
         return prompt_routing(engine.model, tokens, gates)
 
     found = await service.run(run)

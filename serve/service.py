@@ -1,6 +1,6 @@
 """What the routes do: a request becomes engine requests with gates, completions become a response.
 
-No HTTP server and no Ray in here: `CompletionService` runs wherever an `Engine` does.
+No HTTP server and no Ray in here: `CompletionService` runs wherever an engine does.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from fastapi import Request, Response
 
-from mhc_model.engine import Engine
+from mhc_model.engine_base import EngineBase
 from mhc_model.errors import ConfigError
 from mhc_model.policy import GatePolicy
 from mhc_model.recursion.model import token_embedder
@@ -41,7 +41,7 @@ class CompletionService:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: EngineBase,
         model_name: str,
         max_queue: int = 256,
         policy: GatePolicy | None = None,
@@ -147,7 +147,7 @@ class CompletionService:
         answer = ChatAnswer(self.served, body, prepared)
         return await self._answer(answer, prepared, body.stream, request)
 
-    async def run(self, function: Callable[[Engine], T]) -> T:
+    async def run(self, function: Callable[[EngineBase], T]) -> T:
         """Runs a function on the engine's thread, between two steps.
 
         Raises:
@@ -249,7 +249,7 @@ def _record(trace: RequestTrace, call: EngineCall, completions: Sequence[Complet
     trace.completion_tokens = sum(len(done.tokens) for done in completions)
 
 
-def _card(engine: Engine, name: str, policy: bool) -> ModelCard:
+def _card(engine: EngineBase, name: str, policy: bool) -> ModelCard:
     config = engine.model.config
     return ModelCard(
         id=name,

@@ -7,6 +7,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from mhc_model.engines import EngineKind
 from mhc_model.settings import RaySettings, Settings
 
 # Calls that a replica may hold beyond its own queue: it answers these with a 429 at once. Without
@@ -51,6 +52,9 @@ class ServeSettings(Settings):
         None,
         description="file of API keys, one a line; with keys (also from MHC_API_KEYS) every route "
         "but /health, /ready and the page asks for one",
+    )
+    engine: EngineKind = Field(
+        "torch", description="what decodes: this project's engine, or vLLM (docs/vllm.md)"
     )
     max_batch: int = Field(32, ge=1, description="samples that a replica decodes at a time")
     max_seq_len: int | None = Field(

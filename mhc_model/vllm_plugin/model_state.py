@@ -7,7 +7,7 @@ Axes: t token (of all requests), r request, s slot of a request.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from vllm.v1.worker.gpu.mm.encoder_cache import EncoderCache
 from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 from vllm.v1.worker.gpu.states import RequestState
 
+from mhc_model.decoder import Decoder
 from mhc_model.vllm_plugin.admission import gates_of
 
 
@@ -33,9 +34,10 @@ class GateModelState(DefaultModelState):
         device: torch.device,
     ) -> None:
         super().__init__(vllm_config, model, encoder_cache, device)
+        decoder = cast(Decoder, model.decoder)
         self._learned: list[float] | None = None
-        if model.decoder.config.mhc is not None:
-            learned = model.decoder.learned_gates().detach()
+        if decoder.config.mhc is not None:
+            learned = decoder.learned_gates().detach()
             self._learned = learned.tolist()
             size = (self.max_num_reqs, len(self._learned))
             self._slots = StagedWriteTensor(size, torch.float32, device)

@@ -1,0 +1,113 @@
+"""Engines of vLLM over tiny checkpoints: one a configuration, shared by all tests."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mhc_model import Decoder, expand_gates, save_checkpoint
+
+if importlib.util.find_spec("vllm") is None:
+    collect_ignore_glob = ["test_*.py"]
+
+CONTEXT = 160
+KINDS: dict[str, dict[str, Any]] = {
+    "limit": {},
+    "lite": {"mhc": {"projection": "permutations"}},
+    "iterations": {"mhc": {"projection": "iterations", "sinkhorn_iters": 5}},
+    "plain": {"plain": True},
+    "llama": {
+        "norm": "rms_weight",
+        "mlp": "swiglu",
+        "n_kv_heads": 2,
+        "qk_norm": "none",
+        "embedding_norm": False,
+        "softcap": None,
+        "tied": True,
+    },
+    "qwen3": {
+        "norm": "rms_weight",
+        "mlp": "swiglu",
+        "n_kv_heads": 2,
+        "d_head": 32,
+        "qk_norm": "rms_weight",
+        "embedding_norm": False,
+        "softcap": None,
+        "tied": True,
+    },
+    "gpt2": {
+        "norm": "layer",
+        "mlp": "gelu",
+        "biases": True,
+        "positions": "learned",
+        "qk_norm": "none",
+        "embedding_norm": False,
+        "softcap": None,
+        "tied": True,
+    },
+}
+
+
+@pytest.fixture(scope="session")
+def model_of(tiny_model) -> Callable[[str], Decoder]:
+    """`model_of(kind)`: a randomised decoder of one of KINDS."""
+
+    @cache
+    def build(kind: str) -> Decoder:
+        return tiny_model(max_seq_len=CONTEXT, **KINDS[kind])
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def checkpoint_of(model_of, tmp_path_factory) -> Callable[[str], Path]:
+    """`checkpoint_of(kind)`: the same, saved without a tokenizer."""
+
+    @cache
+    def save(kind: str) -> Path:
+        directory = tmp_path_factory.mktemp("vllm") / kind
+        save_checkpoint(directory, model_of(kind))
+        return directory
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def engine_of(checkpoint_of) -> Callable[..., Any]:
+    """`engine_of(kind, **options of VLLMEngine.from_checkpoint)`: idle, its prefix cache empty."""
+    from mhc_model.vllm_plugin.engine import VLLMEngine
+
+    @cache
+    def start(kind: str, **options: Any) -> VLLMEngine:
+        return VLLMEngine.from_checkpoint(checkpoint_of(kind), **options)
+
+    def get(kind: str, **options: Any) -> VLLMEngine:
+        engine = start(kind, **options)
+        assert not engine.has_work
+        engine.clear_prefix_cache()
+        return engine
+
+    return get
+
+
+@torch.no_grad()
+def _reference(model: Decoder, prompt: list[int], gates: Any, max_tokens: int):
+    tokens, logprobs = list(prompt), []
+    rows = None if gates is None else expand_gates(gates, model.config.n_layers)[None]
+    for _ in range(max_tokens):
+        scores = model(torch.tensor([tokens]), rows)[0, -1].log_softmax(dim=-1)
+        tokens.append(int(scores.argmax()))
+        logprobs.append(float(scores.max()))
+    return tuple(tokens[len(prompt) :]), logprobs
+
+
+@pytest.fixture(scope="session")
+def reference() -> Callable[..., tuple[tuple[int, ...], list[float]]]:
+    """`reference(model, prompt, gates, max_tokens)`: greedy, with a whole forward pass a token."""
+    return _reference

@@ -1,0 +1,252 @@
+"""vLLM with gates, against a loop without cache or batch."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from mhc_model import EngineError, GateError, Request, SamplingParams
+
+COUNT, MAX_TOKENS = 16, 12
+MODES = [
+    pytest.param({}, id="eager"),
+    pytest.param({"compiled": True}, id="compiled"),
+    pytest.param({"prefill_chunk": 16}, id="chunks"),
+]
+
+
+def requests_of(kind: str, count: int = COUNT, longest: int = 90, **fields) -> list[Request]:
+    """Prompts of different lengths, each with gates of its own; the first has the learned ones."""
+    generator = torch.Generator().manual_seed(count)
+    lengths = torch.linspace(1, longest, count).long().tolist()
+    gates = [None, *torch.rand(count, 6, generator=generator)]
+    gates[1:3] = [torch.zeros(6), torch.ones(6)]
+    sampling = SamplingParams(max_tokens=MAX_TOKENS, logprobs=True)
+    return [
+        Request(
+            torch.randint(0, 61, (size,), generator=generator).tolist(),
+            gates=None if kind == "plain" else gates[i],
+            sampling=sampling,
+            **fields,
+        )
+        for i, size in enumerate(lengths)
+    ]
+
+
+@pytest.fixture(scope="module")
+def equal(model_of, reference):
+    """`equal(kind, requests, completions)`: tokens identical, log-probabilities to 1e-4."""
+
+    def check(kind: str, requests, completions) -> None:
+        for request, got in zip(requests, completions, strict=True):
+            tokens, logprobs = reference(
+                model_of(kind), request.prompt, request.gates, len(got.tokens)
+            )
+            assert got.tokens == tokens
+            assert got.logprobs == pytest.approx(logprobs, abs=1e-4)
+
+    return check
+
+
+@pytest.mark.parametrize("options", MODES)
+def test_a_mixed_batch_equals_lone_runs_and_the_uncached_model(engine_of, equal, options):
+    engine = engine_of("limit", **options)
+    requests = requests_of("limit")
+    together = engine.generate(requests)
+    assert len({completion.gates for completion in together}) == COUNT
+    equal("limit", requests, together)
+    engine.clear_prefix_cache()
+    for request, got in zip(requests, together, strict=True):
+        (alone,) = engine.generate([request])
+        assert alone.tokens == got.tokens
+        assert alone.logprobs == pytest.approx(got.logprobs, abs=1e-4)
+        assert alone.gates == got.gates
+
+
+@pytest.mark.parametrize("kind", ["lite", "iterations", "plain", "llama", "qwen3", "gpt2"])
+def test_every_family_and_projection(engine_of, equal, kind):
+    requests = requests_of(kind)
+    equal(kind, requests, engine_of(kind).generate(requests))
+
+
+def test_compiled_code_is_not_taken_for_another_projection(engine_of, equal):
+    """vLLM keeps compiled code on disk, by the configuration of the model."""
+    requests = requests_of("lite")
+    equal("lite", requests, engine_of("lite", compiled=True).generate(requests))
+
+
+def test_gates_change_the_output(engine_of):
+    """Else nothing above would be a test of gates."""
+    prompt = requests_of("limit")[-1].prompt
+    sampling = SamplingParams(max_tokens=1, logprobs=True)
+    given = [None, 0.0, 1.0, [1, 1, 0, 0, 0, 0], [0, 0, 0, 0, 1, 1]]
+    first = engine_of("limit").generate([Request(prompt, gates, sampling) for gates in given])
+    values = sorted(completion.logprobs[0] for completion in first)
+    assert all(b - a > 1e-3 for a, b in itertools.pairwise(values))
+
+
+def test_preempted_requests_go_on_with_their_gates(engine_of, equal):
+    # Nine pages of 32 tokens, one of them unused: not enough for sixteen answers of 60 tokens.
+    engine = engine_of("limit", kv_cache_bytes=9 * 3 * 2 * 4 * 32 * 32 * 4, prefix_cache_bytes=0)
+    assert engine.stats().kv_capacity <= 9 * 32
+    scheduler, preempted = engine._scheduler, []
+    original = scheduler._preempt_request
+    scheduler._preempt_request = lambda request, *rest: (
+        preempted.append(request.request_id),
+        original(request, *rest),
+    )[-1]
+    try:
+        requests = requests_of("limit", longest=20)
+        requests = [
+            Request(each.prompt, each.gates, SamplingParams(max_tokens=60, logprobs=True))
+            for each in requests
+        ]
+        completions = engine.generate(requests)
+    finally:
+        scheduler._preempt_request = original
+    assert preempted
+    equal("limit", requests, completions)
+
+
+def test_requests_join_others_and_stream(engine_of, equal):
+    engine = engine_of("limit")
+    requests = requests_of("limit", stream=True)
+    done, deltas = {}, {request.id: [] for request in requests}
+    waiting = list(requests)
+    while waiting or engine.has_work:
+        if waiting:
+            engine.add(waiting.pop(0))
+        for completion in engine.step():
+            done[completion.request_id] = completion
+        for delta in engine.take_deltas():
+            deltas[delta.request_id].append(delta)
+    completions = [done[request.id] for request in requests]
+    equal("limit", requests, completions)
+    for completion in completions:
+        parts = deltas[completion.request_id]
+        assert len(parts) == MAX_TOKENS
+        assert sum((part.tokens for part in parts), ()) == completion.tokens
+        assert sum((part.logprobs for part in parts), ()) == completion.logprobs
+
+
+def test_a_cancelled_request_ends_and_the_others_go_on(engine_of, equal):
+    engine = engine_of("limit")
+    requests = requests_of("limit", 4)
+    for request in requests:
+        engine.add(request)
+    engine.step()
+    assert engine.cancel(requests[1].id)
+    assert not engine.cancel("unknown")
+    done = {}
+    while engine.has_work:
+        done.update({completion.request_id: completion for completion in engine.step()})
+    assert done[requests[1].id].finish_reason == "cancelled"
+    kept = [request for request in requests if request is not requests[1]]
+    equal("limit", kept, [done[request.id] for request in kept])
+    assert engine.stats().kv_tokens == 0
+
+
+# Gates that differ from the first sublayer on; layer 0's own keys and values know no gates, those
+# of the layers after it do.
+OTHERS = [[1.0, 0.0, 0.5, 0.5, 1.0, 0.5], [0.0, 1.0, 0.5, 0.5, 1.0, 0.5], None, 0.25]
+
+
+@pytest.mark.parametrize("options", MODES[:2])
+def test_the_prefix_cache_knows_gates(engine_of, equal, options):
+    engine = engine_of("limit", **options)
+    prompt = requests_of("limit")[-1].prompt
+    sampling = SamplingParams(max_tokens=MAX_TOKENS, logprobs=True)
+    for gates in OTHERS:
+        request = Request(prompt, gates, sampling)
+        (got,) = engine.generate([request])
+        assert got.cached_tokens == 0, "keys and values of other gates"
+        equal("limit", [request], [got])
+    for gates in OTHERS:
+        request = Request(prompt, gates, sampling)
+        (again,) = engine.generate([request])
+        assert again.cached_tokens == 64, "the whole pages of 90 tokens"
+        equal("limit", [request], [again])
+
+
+def test_a_salt_of_the_callers_own_stays_in_force(engine_of):
+    engine = engine_of("limit")._engine
+    from vllm import SamplingParams as VLLMSampling
+    from vllm.inputs.engine import tokens_input
+
+    salts = []
+    for gates in (0.5, 0.25, None):
+        for salt in (None, "a", "b"):
+            parameters = VLLMSampling(extra_args={"gates": gates})
+            request = engine.input_processor.process_inputs(
+                "x", tokens_input([1, 2], cache_salt=salt), parameters, ("generate",)
+            )
+            salts.append(request.cache_salt)
+            assert request.sampling_params.extra_args.get("gates") == (gates and [gates] * 6)
+            assert parameters.extra_args == {"gates": gates}, "the caller's own"
+    assert len(set(salts)) == 9
+    assert None not in salts
+
+
+def test_without_extra_args_a_request_is_salted_too(engine_of):
+    from vllm import SamplingParams as VLLMSampling
+    from vllm.inputs.engine import tokens_input
+
+    process = engine_of("limit")._engine.input_processor.process_inputs
+    bare = process("x", tokens_input([1, 2]), VLLMSampling(), ("generate",))
+    named = process("x", tokens_input([1]), VLLMSampling(extra_args={"gates": None}), ("generate",))
+    assert bare.cache_salt == named.cache_salt
+    assert bare.cache_salt is not None
+
+
+@pytest.mark.parametrize(
+    ("gates", "message"),
+    [
+        (1.5, r"gate 0 is 1.5; allowed: 1 number \(global\), 3 .* or 6 .*\[0, 1\]"),
+        ([0.5] * 5, "5 gates given; allowed"),
+        ([0.5, float("nan"), 0.5], "gate 1 is nan"),
+        ("wide open", "gates are 'wide open'"),
+        ([True] * 6, "gate 0 is True, not a number"),
+    ],
+)
+def test_bad_gates_are_refused_and_the_engine_goes_on(engine_of, equal, gates, message):
+    from vllm import SamplingParams as VLLMSampling
+    from vllm.inputs.engine import tokens_input
+
+    engine = engine_of("limit")
+    with pytest.raises(GateError, match=message):
+        engine.add(Request([1, 2], gates))
+    with pytest.raises(GateError, match=message):  # vLLM's own way in
+        engine._engine.add_request(
+            "bad", tokens_input([1, 2]), VLLMSampling(extra_args={"gates": gates})
+        )
+    assert not engine._engine.has_unfinished_requests()
+    requests = requests_of("limit", 2)
+    equal("limit", requests, engine.generate(requests))
+
+
+def test_a_plain_model_takes_no_gates(engine_of):
+    from vllm import SamplingParams as VLLMSampling
+    from vllm.inputs.engine import tokens_input
+
+    engine = engine_of("plain")
+    with pytest.raises(GateError, match="plain"):
+        engine.add(Request([1], 0.5))
+    with pytest.raises(GateError, match="plain"):
+        engine._engine.add_request(
+            "bad", tokens_input([1]), VLLMSampling(extra_args={"gates": 0.5})
+        )
+
+
+def test_bad_requests_are_refused_as_by_the_torch_engine(engine_of):
+    engine = engine_of("limit")
+    for request, message in (
+        (Request([]), "the prompt is empty"),
+        (Request([61]), "token 61 is outside"),
+        (Request([1] * 150, sampling=SamplingParams(max_tokens=11)), "make 161; the context is"),
+        (Request([1], n=0), "n is 0"),
+    ):
+        with pytest.raises(EngineError, match=message):
+            engine.add(request)
+    assert not engine.has_work
