@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from vllm_engines import vllm_engines
 
 from mhc_model import Decoder, MHCConfig, ModelConfig
 from mhc_model.connections import Coefficients, HyperConnection
@@ -15,6 +16,17 @@ from mhc_model.routing import watching
 
 # One thread: the models are tiny, and the machine may run Ray workers beside the tests.
 torch.set_num_threads(1)
+
+
+def pytest_runtest_logfinish() -> None:
+    vllm_engines.release()
+
+
+@pytest.fixture(scope="session")
+def engine_kind(request: pytest.FixtureRequest) -> str:
+    """ "torch", or where a module's tests run over both engines, each of `vllm_engines.ENGINES`."""
+    kind: str = getattr(request, "param", "torch")
+    return kind
 
 
 def _tiny_config(plain: bool = False, mhc: dict[str, Any] | None = None, **fields: Any):

@@ -79,7 +79,6 @@ class VLLMEngine(EngineBase):
         self._names = itertools.count()
         self._rows: dict[str, Row] = {}  # by the name that vLLM gives out
         self._inner: dict[Row, str] = {}  # the name that vLLM's scheduler uses
-        self._running: set[str] = set()  # of the latter
 
     @classmethod
     def from_checkpoint(
@@ -148,23 +147,27 @@ class VLLMEngine(EngineBase):
 
     @property
     def active(self) -> int:
-        return sum(name in self._running for name in self._inner.values())
+        return len(self._scheduler.running)
 
     @property
     def waiting(self) -> int:
-        return len(self._rows) - self.active
+        return max(0, len(self._rows) - self.active)
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._rows)
 
     def stats(self) -> EngineStats:
         """As `EngineBase`; tokens of the cache are those of its pages in use."""
         cache = self._engine.vllm_config.cache_config
         capacity = (cache.num_gpu_blocks or 0) * cache.block_size
-        active = [row for row, name in self._inner.items() if name in self._running]
-        prefilling = sum(row.prefilling for row in active)
+        running = self._running()
+        prefilling = sum(row.prefilling for row, name in self._inner.items() if name in running)
         return dataclasses.replace(
             self._stats,
             waiting=self.waiting,
             prefilling=prefilling,
-            decoding=len(active) - prefilling,
+            decoding=len(running) - prefilling,
             kv_tokens=round(self._scheduler.kv_cache_manager.usage * capacity),
             kv_capacity=capacity,
         )
@@ -173,7 +176,7 @@ class VLLMEngine(EngineBase):
         self._engine.reset_prefix_cache()
 
     def close(self) -> None:
-        """Frees what vLLM holds; the engine cannot be used any more."""
+        """Frees what vLLM holds, also for other engines of the process: close the last one only."""
         self._engine.engine_core.shutdown()
 
     def step(self) -> list[Completion]:
@@ -185,7 +188,7 @@ class VLLMEngine(EngineBase):
             return finished
         self._count(steps=1)
         outputs = self._engine.step()
-        self._note_running()
+        self._note_starts()
         for output in outputs:
             row = self._rows.get(output.request_id)
             if row is not None:  # else it was withdrawn
@@ -204,12 +207,14 @@ class VLLMEngine(EngineBase):
         self._rows = {name: other for name, other in self._rows.items() if other is not row}
         self._engine.abort_request([inner], internal=True)
 
-    def _note_running(self) -> None:
-        """Who has a row now, and who has just got one."""
-        self._running = {request.request_id for request in self._scheduler.running}
-        now = time.perf_counter()
+    def _running(self) -> set[str]:
+        """Samples that hold a row, by their inner names."""
+        return {request.request_id for request in self._scheduler.running}
+
+    def _note_starts(self) -> None:
+        running, now = self._running(), time.perf_counter()
         for row, name in self._inner.items():
-            if row.started is None and name in self._running:
+            if row.started is None and name in running:
                 row.started = now
 
     def _take(self, row: Row, output: RequestOutput) -> list[Completion]:

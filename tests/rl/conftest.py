@@ -8,14 +8,23 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from vllm_engines import ENGINES
 
 from evals.tasks import document, load_problems
 from mhc_model import save_checkpoint
 from mhc_model.settings import RaySettings
 from mhc_model.tokenizer import Tokenizer
 
+# Modules whose tests run over both engines.
+BOTH_ENGINES = {"test_pool", "test_rl_run"}
+
 # Before any test module imports Ray, which reads the authentication mode then.
 RaySettings().init_arguments()
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "engine_kind" in metafunc.fixturenames and metafunc.module.__name__ in BOTH_ENGINES:
+        metafunc.parametrize("engine_kind", ENGINES, indirect=True, scope="session")
 
 
 @pytest.fixture(scope="session")

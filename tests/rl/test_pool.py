@@ -31,8 +31,9 @@ def make_requests(count: int, max_tokens: int = 60) -> list[Request]:
 
 
 @pytest.fixture(scope="module")
-def pool(ray_cluster, checkpoint):
-    pool = ReplicaPool(checkpoint, PoolSettings(replicas=2, cpus_per_replica=0.5, max_batch=8))
+def pool(ray_cluster, checkpoint, engine_kind):
+    settings = PoolSettings(replicas=2, cpus_per_replica=0.5, max_batch=8, engine=engine_kind)
+    pool = ReplicaPool(checkpoint, settings)
     yield pool
     pool.close()
 

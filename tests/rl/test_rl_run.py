@@ -23,8 +23,11 @@ from rl.run import is_complete
 pytestmark = pytest.mark.ray
 
 
-def arguments_for(checkpoint: Path, storage: Path, ray_directory: str) -> list[str]:
+def arguments_for(
+    checkpoint: Path, storage: Path, ray_directory: str, engine: str = "torch"
+) -> list[str]:
     return [
+        *("--pool.engine", engine),
         *("--config", "configs/demo_rl.yaml", "--name", "tiny", "--storage", str(storage)),
         *("--checkpoint", str(checkpoint), "--envs", "8", "--rollouts", "16"),
         *("--ppo.minibatch", "8", "--max-tokens", "40", "--sweep-problems", "8"),

@@ -15,27 +15,50 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
+from vllm_engines import ENGINES, vllm_engines
 
 from mhc_model import Engine, save_checkpoint
+from mhc_model.engine_base import EngineBase
 from mhc_model.tokenizer import Tokenizer
 from serve.app import create_app
 from serve.service import CompletionService
 
 CONTEXT = 96
+# Modules whose tests run over both engines.
+BOTH_ENGINES = {
+    "test_batcher",
+    "test_completions",
+    "test_lm_eval",
+    "test_openai_client",
+    "test_served_routing",
+    "test_streams",
+}
 TEXTS = ["Question: Tom has 7 apples and buys 5 more.\nAnswer: 7 + 5 = 12", "naïve café, 東京"] * 8
 
 
 SECONDS = 20
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "engine_kind" in metafunc.fixturenames and metafunc.module.__name__ in BOTH_ENGINES:
+        metafunc.parametrize("engine_kind", ENGINES, indirect=True, scope="session")
+
+
 class Valve:
     """Sits in a model's first layer: holds the engine's thread, makes it fail, counts passes."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: EngineBase) -> None:
         self.open = threading.Event()
         self.fail = False
         self.passes = 0
-        engine.model.layers[0].attention.register_forward_pre_hook(self._pass)
+        self._engine = engine
+        self._hook = engine.model.layers[0].attention.register_forward_pre_hook(self._pass)
+
+    def remove(self) -> None:
+        self.open.set()
+        self._hook.remove()
+        if self.fail:
+            vllm_engines.discard(self._engine)
 
     def _pass(self, module: Any, arguments: Any) -> None:
         self.open.wait(SECONDS)
@@ -45,17 +68,17 @@ class Valve:
 
 
 @pytest.fixture
-def make_valve() -> Iterator[Callable[[Engine], Valve]]:
+def make_valve() -> Iterator[Callable[[EngineBase], Valve]]:
     """`make_valve(engine)`: closed at first; open at the end of the test."""
     valves: list[Valve] = []
 
-    def make(engine: Engine) -> Valve:
+    def make(engine: EngineBase) -> Valve:
         valves.append(Valve(engine))
         return valves[-1]
 
     yield make
     for valve in valves:
-        valve.open.set()
+        valve.remove()
 
 
 def _wait_until(condition: Callable[[], bool]) -> None:
@@ -94,8 +117,10 @@ def plain_checkpoint(tmp_path_factory, tokenizer, tiny_model) -> Path:
 
 
 @pytest.fixture(scope="session")
-def make_engine(checkpoint) -> Callable[..., Engine]:
-    def make(path: Path = checkpoint, max_batch: int = 4) -> Engine:
+def make_engine(checkpoint, engine_kind) -> Callable[..., EngineBase]:
+    def make(path: Path = checkpoint, max_batch: int = 4) -> EngineBase:
+        if engine_kind == "vllm":
+            return vllm_engines.take(path, max_batch=max_batch, device="cpu")
         return Engine.from_checkpoint(path, max_batch=max_batch, device="cpu")
 
     return make
@@ -106,7 +131,7 @@ def make_service(make_engine, checkpoint) -> Iterator[Callable[..., CompletionSe
     """Services that are closed at the end of the test."""
     services: list[CompletionService] = []
 
-    def make(engine: Engine | None = None, **arguments: Any) -> CompletionService:
+    def make(engine: EngineBase | None = None, **arguments: Any) -> CompletionService:
         arguments = {"aliases": [str(checkpoint)], **arguments}
         service = CompletionService(engine or make_engine(), "tiny", **arguments)
         services.append(service)

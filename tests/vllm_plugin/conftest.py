@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -10,11 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from vllm_engines import vllm_engines
 
 from mhc_model import Decoder, expand_gates, save_checkpoint
-
-if importlib.util.find_spec("vllm") is None:
-    collect_ignore_glob = ["test_*.py"]
 
 CONTEXT = 160
 KINDS: dict[str, dict[str, Any]] = {
@@ -78,20 +75,12 @@ def checkpoint_of(model_of, tmp_path_factory) -> Callable[[str], Path]:
     return save
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def engine_of(checkpoint_of) -> Callable[..., Any]:
     """`engine_of(kind, **options of VLLMEngine.from_checkpoint)`: idle, its prefix cache empty."""
-    from mhc_model.vllm_plugin.engine import VLLMEngine
 
-    @cache
-    def start(kind: str, **options: Any) -> VLLMEngine:
-        return VLLMEngine.from_checkpoint(checkpoint_of(kind), **options)
-
-    def get(kind: str, **options: Any) -> VLLMEngine:
-        engine = start(kind, **options)
-        assert not engine.has_work
-        engine.clear_prefix_cache()
-        return engine
+    def get(kind: str, **options: Any) -> Any:
+        return vllm_engines.take(checkpoint_of(kind), **options)
 
     return get
 

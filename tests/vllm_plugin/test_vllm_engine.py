@@ -6,8 +6,11 @@ import itertools
 
 import pytest
 import torch
+from vllm_engines import NEEDS_VLLM
 
 from mhc_model import EngineError, GateError, Request, SamplingParams
+
+pytestmark = NEEDS_VLLM
 
 COUNT, MAX_TOKENS = 16, 12
 MODES = [
@@ -91,23 +94,18 @@ def test_preempted_requests_go_on_with_their_gates(engine_of, equal):
     # Nine pages of 32 tokens, one of them unused: not enough for sixteen answers of 60 tokens.
     engine = engine_of("limit", kv_cache_bytes=9 * 3 * 2 * 4 * 32 * 32 * 4, prefix_cache_bytes=0)
     assert engine.stats().kv_capacity <= 9 * 32
-    scheduler, preempted = engine._scheduler, []
-    original = scheduler._preempt_request
-    scheduler._preempt_request = lambda request, *rest: (
-        preempted.append(request.request_id),
-        original(request, *rest),
-    )[-1]
-    try:
-        requests = requests_of("limit", longest=20)
-        requests = [
-            Request(each.prompt, each.gates, SamplingParams(max_tokens=60, logprobs=True))
-            for each in requests
-        ]
-        completions = engine.generate(requests)
-    finally:
-        scheduler._preempt_request = original
-    assert preempted
-    equal("limit", requests, completions)
+    requests = [
+        Request(each.prompt, each.gates, SamplingParams(max_tokens=60, logprobs=True))
+        for each in requests_of("limit", longest=20)
+    ]
+    for request in requests:
+        engine.add(request)
+    inner = list(engine._scheduler.waiting)
+    done = {}
+    while engine.has_work:
+        done.update({completion.request_id: completion for completion in engine.step()})
+    assert sum(request.num_preemptions for request in inner) > 0
+    equal("limit", requests, [done[request.id] for request in requests])
 
 
 def test_requests_join_others_and_stream(engine_of, equal):
