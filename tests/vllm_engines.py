@@ -29,6 +29,7 @@ class VLLMEngines:
         """A `VLLMEngine` that no other has until `release`; nothing in its prefix cache."""
         from mhc_model.vllm_plugin.engine import VLLMEngine
 
+        options.setdefault("prefix_cache_bytes", 1 << 22)
         key = (checkpoint, tuple(sorted(options.items())))
         idle = self._idle.get(key)
         engine = idle.pop() if idle else VLLMEngine.from_checkpoint(checkpoint, **options)

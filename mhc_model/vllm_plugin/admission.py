@@ -11,6 +11,8 @@ import functools
 import hashlib
 from typing import Any
 
+from torch import Tensor
+from vllm.exceptions import VLLMClientError
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.engine.input_processor import InputProcessor
@@ -27,6 +29,10 @@ _LEARNED = "learned"
 _MARK = "_mhc_gates"
 
 
+class RefusedGates(GateError, VLLMClientError):
+    """A `GateError` that vLLM's server takes for what it is: the request's fault, a 400."""
+
+
 def admit(request: EngineCoreRequest, config: ModelConfig) -> None:
     """Checks and expands the gates of a request, and salts it with them.
 
@@ -36,22 +42,29 @@ def admit(request: EngineCoreRequest, config: ModelConfig) -> None:
         config: of the model.
 
     Raises:
-        GateError: for gates that `expand_gates` refuses, and for any on a plain model.
+        RefusedGates: for gates that `expand_gates` refuses, and for any on a plain model.
     """
     parameters = request.sampling_params
     given = None if parameters is None else (parameters.extra_args or {}).get(GATES)
     if config.mhc is None:
         if given is not None:
-            raise GateError("this model is plain (mhc: null): it has no gates")
+            raise RefusedGates("this model is plain (mhc: null): it has no gates")
         return
     name = _LEARNED
     if parameters is not None and parameters.extra_args is not None:
         extra = {key: value for key, value in parameters.extra_args.items() if key != GATES}
         if given is not None:
-            gates = expand_gates(given, config.n_layers)
+            gates = _expand(given, config.n_layers)
             name, extra[GATES] = gates_hash(gates), gates.tolist()
         parameters.extra_args = extra
     request.cache_salt = _salt(name, request.cache_salt)
+
+
+def _expand(given: Any, n_layers: int) -> Tensor:
+    try:
+        return expand_gates(given, n_layers)
+    except GateError as error:
+        raise RefusedGates(str(error)) from None
 
 
 def _salt(name: str, given: str | None) -> str:

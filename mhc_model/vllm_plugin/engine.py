@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 import vllm
+from pydantic import ValidationError
 from vllm.engine.arg_utils import EngineArgs
 from vllm.inputs.engine import tokens_input
 from vllm.outputs import RequestOutput
@@ -276,9 +277,15 @@ def start(directory: Path, *, dtype: torch.dtype, context: int, **arguments: Any
         # On a CPU vLLM takes a process of its own, to choose its threads; here the caller does.
         config.parallel_config.distributed_executor_backend = "uni"
         return LLMEngine(config, Executor.get_class(config), log_stats=False)
-    except ValueError as error:  # vLLM's, and pydantic's around ours
-        kind = ConfigError if isinstance(error.__cause__, ConfigError) else EngineError
-        raise kind(f"vLLM {vllm.__version__} does not start with {directory}: {error}") from error
+    except ValueError as error:
+        if isinstance(error, ValidationError):  # pydantic's, around our own
+            for entry in error.errors():
+                ours = entry.get("ctx", {}).get("error")
+                if isinstance(ours, ConfigError):
+                    raise ours from None
+        raise EngineError(
+            f"vLLM {vllm.__version__} does not start with {directory}: {error}"
+        ) from error
     finally:
         torch.set_num_threads = set_num_threads  # vLLM's worker makes it do nothing
 

@@ -23,9 +23,7 @@ from rl.run import is_complete
 pytestmark = pytest.mark.ray
 
 
-def arguments_for(
-    checkpoint: Path, storage: Path, ray_directory: str, engine: str = "torch"
-) -> list[str]:
+def arguments_for(checkpoint: Path, storage: Path, ray_directory: str, engine: str) -> list[str]:
     return [
         *("--pool.engine", engine),
         *("--config", "configs/demo_rl.yaml", "--name", "tiny", "--storage", str(storage)),
@@ -38,15 +36,16 @@ def arguments_for(
 
 
 @pytest.fixture
-def arguments(checkpoint, tmp_path, short_directory) -> list[str]:
-    return arguments_for(checkpoint, tmp_path, short_directory)
+def arguments(checkpoint, tmp_path, short_directory, engine_kind) -> list[str]:
+    return arguments_for(checkpoint, tmp_path, short_directory, engine_kind)
 
 
 @pytest.fixture(scope="module")
-def survivor(checkpoint, tmp_path_factory) -> Path:
+def survivor(checkpoint, tmp_path_factory, engine_kind) -> Path:
     """A run of 8 iterations in a process of its own, whose replica was killed on the way."""
     storage, ray_directory = tmp_path_factory.mktemp("survivor"), tempfile.mkdtemp(prefix="r-")
-    command = [sys.executable, "-m", "rl", *arguments_for(checkpoint, storage, ray_directory)]
+    arguments = arguments_for(checkpoint, storage, ray_directory, engine_kind)
+    command = [sys.executable, "-m", "rl", *arguments]
     run = subprocess.Popen(
         [*command, "--iterations", "8"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
