@@ -5,6 +5,8 @@
 - `equal`: as many prompts as rows, and prompts and answers of one length; `mixed`: four times as
   many, of lengths from a quarter of it up to it. transformers takes them batch by batch
 - CPU seconds are of all threads: on a busy machine, with one thread, they are the steadier figure
+- `vllm-native` is vLLM's own plain Qwen3 of as many parameters, `vllm-plain` and `vllm-mhc` (mixed
+  gates) are our models in vLLM; the rows are there where vLLM is installed (docs/vllm.md)
 - nothing is reused: the prefix cache is off, answers have no end of document
 - the last line of the output is everything as one JSON object
 
@@ -39,6 +41,7 @@ from benchmarks.generators import (
     transformers_generator,
 )
 from benchmarks.timing import quantile, ratios_of
+from benchmarks.vllm_generators import HAS_VLLM, native_generator, vllm_generator
 
 WARM_UP = 1
 # Prompts of the rows that take one at a time: they do not get faster with more.
@@ -52,6 +55,8 @@ def main(argv: list[str] | None = None) -> int:
         torch.set_num_threads(options.threads)
     report: dict[str, Any] = {"options": vars(options), "machine": machine(options), "tables": []}
     plain, mhc = build_model(options, plain=True), build_model(options, plain=False)
+    if not HAS_VLLM:
+        print("vLLM is not installed: no rows of it")
     print(f"plain {plain.count_parameters():,} parameters, mHC {mhc.count_parameters():,}")
     for batch in options.batch:
         for lengths in options.lengths:
@@ -82,6 +87,8 @@ def measure(
             engine_generator(options, "engine-loop", plain, 1, [None] * LOOP),
             transformers_generator("transformers-loop", plain, 1),
         ]
+    if HAS_VLLM:
+        contestants += vllm_contestants(options, plain, mhc, batch, len(prompts))
     contestants = [each for each in contestants if each.name in options.only]
     results: dict[str, list[Figures]] = {each.name: [] for each in contestants}
     for measured in range(-WARM_UP, options.rounds):
@@ -91,6 +98,19 @@ def measure(
             if measured >= 0:
                 results[each.name].append(figures)
     return [summarize(each, results) for each in contestants]
+
+
+def vllm_contestants(
+    options: argparse.Namespace, plain: Any, mhc: Any, batch: int, prompts: int
+) -> list[Generator]:
+    """Those that are asked for: each takes seconds to start, compiled a minute."""
+    gates = gates_of(prompts, mhc.config.n_gates, True)
+    makers = {
+        "vllm-native": lambda name: native_generator(options, name, batch),
+        "vllm-plain": lambda name: vllm_generator(options, name, plain, batch, [None] * prompts),
+        "vllm-mhc": lambda name: vllm_generator(options, name, mhc, batch, gates),
+    }
+    return [make(name) for name, make in makers.items() if name in options.only]
 
 
 def summarize(generator: Generator, results: dict[str, list[Figures]]) -> dict[str, Any]:
@@ -175,6 +195,9 @@ NAMES = (
     "mhc-mixed",
     "engine-loop",
     "transformers-loop",
+    "vllm-native",
+    "vllm-plain",
+    "vllm-mhc",
 )
 
 
@@ -202,6 +225,7 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--cuda-graphs", action="store_true", help="record the decoding step")
+    parser.add_argument("--vllm-compiled", action="store_true", help="compile the models in vLLM")
     parser.add_argument("--threads", type=int, default=0, help="torch threads; 0 leaves them")
     return parser.parse_args(argv)
 

@@ -16,6 +16,7 @@ from benchmarks.timing import synchronize
 from mhc_model import Decoder, Engine, MHCConfig, ModelConfig, Request, SamplingParams
 from mhc_model.conversion.families import family_for
 from mhc_model.conversion.state_dicts import to_transformers
+from mhc_model.engine_base import EngineBase
 from mhc_model.request import Completion
 
 
@@ -116,21 +117,27 @@ def engine_generator(
 ) -> Generator:
     """Our engine; with fewer rows than prompts the others wait, with one it is a loop."""
     engine = Engine(model, max_batch=rows, prefix_cache_bytes=0, cuda_graphs=options.cuda_graphs)
+    return Generator(name, run_engine(engine, gates), engine._arena._keys.nbytes * 2)
+
+
+def run_engine(
+    engine: EngineBase, gates: Sequence[Tensor | float | None]
+) -> Callable[[Sequence[Prompt]], Figures]:
+    """What runs prompts through an engine, each with its gates."""
 
     def run(prompts: Sequence[Prompt]) -> Figures:
         requests = [
             Request(prompt.tokens, gate, SamplingParams(max_tokens=prompt.max_tokens))
             for prompt, gate in zip(prompts, gates, strict=False)
         ]
-        watch = Stopwatch(model.embedding.weight.device)
+        watch = Stopwatch(engine.device)
         done = engine.generate(requests)
         times = watch.read()
         tokens = sum(len(each.tokens) for each in done)
         first = [each.timings.first_token_s for each in done]
         return Figures(tokens, *times, first, [_per_token(each) for each in done])
 
-    memory = engine._arena._keys.nbytes * 2
-    return Generator(name, run, memory)
+    return run
 
 
 def _per_token(completion: Completion) -> float:
