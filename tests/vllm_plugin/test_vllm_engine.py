@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 
 import pytest
 import torch
 from vllm_engines import NEEDS_VLLM
 
-from mhc_model import EngineError, GateError, Request, SamplingParams
+from mhc_model import Engine, EngineError, GateError, Request, SamplingParams
 
 pytestmark = NEEDS_VLLM
 
@@ -248,3 +249,53 @@ def test_bad_requests_are_refused_as_by_the_torch_engine(engine_of):
         with pytest.raises(EngineError, match=message):
             engine.add(request)
     assert not engine.has_work
+
+
+def test_the_end_of_an_engine_is_not_that_of_another(checkpoint_of, engine_of, equal):
+    from mhc_model.vllm_plugin.engine import VLLMEngine
+
+    engine = engine_of("limit")
+    passing = VLLMEngine.from_checkpoint(checkpoint_of("plain"), prefix_cache_bytes=0)
+    passing.generate(requests_of("plain", 1))
+    del passing
+    gc.collect()
+    requests = requests_of("limit", 2)
+    equal("limit", requests, engine.generate(requests))
+
+
+def test_prompts_are_scored_to_the_end_of_the_context(engine_of, model_of):
+    """vLLM generates a token also here, for which there is no position."""
+    generator = torch.Generator().manual_seed(5)
+    prompt = torch.randint(0, 61, (160,), generator=generator).tolist()
+    sampling = SamplingParams(max_tokens=0, prompt_logprobs_from=3, top_logprobs=2)
+    request = Request(prompt, 0.3, sampling)
+    (got,) = engine_of("limit").generate([request])
+    (expected,) = Engine(model_of("limit")).generate([request])
+    assert got.tokens == ()
+    assert got.prompt_logprobs.logprobs == pytest.approx(
+        expected.prompt_logprobs.logprobs, abs=1e-4
+    )
+    for ours, theirs in zip(got.prompt_logprobs.top, expected.prompt_logprobs.top, strict=True):
+        assert [value for _, value in ours] == pytest.approx(
+            [value for _, value in theirs], abs=1e-4
+        )
+
+
+def test_samples_depend_on_the_seed_alone(engine_of):
+    engine = engine_of("limit")
+    sampling = SamplingParams(max_tokens=MAX_TOKENS, temperature=1.0, top_k=20, seed=7)
+    alone = engine.generate([Request([1, 2, 3], 0.5, sampling, n=3)])
+    others = [Request([4, i], i / 5, sampling) for i in range(5)]
+    *_, again = engine.generate([*others, Request([1, 2, 3], 0.5, sampling)])
+    assert again.tokens == alone[0].tokens
+    assert len({completion.tokens for completion in alone}) == 3
+
+
+def test_whole_passes_go_through_the_same_weights(engine_of, model_of):
+    """What routing and embeddings use: the decoder without vLLM's pages."""
+    engine = engine_of("limit")
+    tokens = torch.tensor([requests_of("limit")[-1].prompt])
+    gates = torch.rand(1, 6, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        expected = model_of("limit")(tokens, gates)
+        torch.testing.assert_close(engine.model(tokens, gates), expected, atol=1e-4, rtol=0)
