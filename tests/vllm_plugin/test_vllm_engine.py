@@ -291,6 +291,24 @@ def test_samples_depend_on_the_seed_alone(engine_of):
     assert len({completion.tokens for completion in alone}) == 3
 
 
+def test_a_name_may_come_again_with_other_gates(engine_of, model_of, reference, monkeypatch):
+    """vLLM can be told to keep the names of requests, and what the runner knows goes by them."""
+    from vllm import SamplingParams as VLLMSampling
+    from vllm.inputs.engine import tokens_input
+
+    monkeypatch.setenv("VLLM_DISABLE_REQUEST_ID_RANDOMIZATION", "1")
+    engine = engine_of("limit")._engine
+    prompt = requests_of("limit")[-1].prompt
+    for gates in (0.0, 1.0):
+        parameters = VLLMSampling(
+            max_tokens=1, temperature=0, logprobs=0, detokenize=False, extra_args={"gates": gates}
+        )
+        engine.add_request("same", tokens_input(prompt), parameters)
+        (output,) = engine.step()
+        ((token,), (logprob,)) = reference(model_of("limit"), prompt, gates, 1)
+        assert output.outputs[0].logprobs[0][token].logprob == pytest.approx(logprob, abs=1e-4)
+
+
 def test_whole_passes_go_through_the_same_weights(engine_of, model_of):
     """What routing and embeddings use: the decoder without vLLM's pages."""
     engine = engine_of("limit")
