@@ -26,15 +26,24 @@ def load_engine(kind: EngineKind, checkpoint: str | Path, **options: Any) -> Eng
         ConfigError: if vLLM is asked for and not installed, or cannot serve the model.
         CheckpointError, EngineError: as `from_checkpoint`.
     """
+    check_engine(kind)
     if kind == "torch":
         return Engine.from_checkpoint(checkpoint, **options)
-    if importlib.util.find_spec("vllm") is None:
-        raise ConfigError(
-            "engine is 'vllm', and vLLM is not installed; it wants an environment of its own "
-            "(docs/vllm.md), or take engine 'torch'"
-        )
     # Its lines about every start are of no use among a run's own.
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     from mhc_model.vllm_plugin.engine import VLLMEngine
 
     return VLLMEngine.from_checkpoint(checkpoint, **options)
+
+
+def check_engine(kind: EngineKind) -> None:
+    """Refuses an engine that cannot be had here, before anything is started for it.
+
+    Raises:
+        ConfigError: naming it and where it comes from.
+    """
+    if kind == "vllm" and importlib.util.find_spec("vllm") is None:
+        raise ConfigError(
+            "engine is 'vllm', and vLLM is not installed; it wants an environment of its own "
+            "(docs/vllm.md), or take engine 'torch'"
+        )

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mhc_model.checkpoint import checkpoint_hash, find_checkpoint
+from mhc_model.engines import check_engine
 from mhc_model.errors import ConfigError, MHCError
 from mhc_model.policy import GatePolicy
 from mhc_model.settings import parse_command_line
@@ -52,6 +53,7 @@ def check_settings(settings: ServeSettings) -> ServeSettings:
     Raises:
         CheckpointError, ConfigError: naming the value and the fix.
     """
+    check_engine(settings.engine)
     directory = find_checkpoint(settings.checkpoint)
     if not (directory / FAST_FILE).exists():
         raise ConfigError(f"checkpoint {directory} has no tokenizer; save it with one to serve it")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from vllm_engines import HAS_VLLM
 
 from mhc_model import ConfigError, Engine
 from mhc_model.checkpoint import checkpoint_hash
@@ -56,6 +57,8 @@ def test_mistakes_are_found_before_ray_starts(checkpoint, policy_directory, tmp_
         f"--checkpoint {checkpoint} --policy {tmp_path}": "no policy directory",
         f"--checkpoint {checkpoint} --host 192.0.2.200": "cannot listen",
     }
+    if not HAS_VLLM:
+        cases[f"--checkpoint {checkpoint} --engine vllm"] = "vLLM is not installed"
     for arguments, reason in cases.items():
         assert main(arguments.split()) == 2
         assert reason in capsys.readouterr().err

@@ -75,6 +75,21 @@ def test_every_family_and_projection(engine_of, equal, kind):
     equal(kind, requests, engine_of(kind).generate(requests))
 
 
+def test_in_16_bits_connections_and_gates_keep_32(engine_of, model_of):
+    engine = engine_of("limit", dtype=torch.bfloat16)
+    for name, parameter in engine.model.named_parameters():
+        precise = "connection." in name or name == "gate_logits"
+        assert parameter.dtype == (torch.float32 if precise else torch.bfloat16), name
+    sampling = SamplingParams(max_tokens=1, logprobs=True)
+    requests = [Request(each.prompt, each.gates, sampling) for each in requests_of("limit")]
+    expected = [c.logprobs for c in Engine(model_of("limit")).generate(requests)]
+    errors = [
+        abs(got.logprobs[0] - wanted[0])
+        for got, wanted in zip(engine.generate(requests), expected, strict=True)
+    ]
+    assert max(errors) < 0.2
+
+
 def test_compiled_code_is_not_taken_for_another_projection(engine_of, equal):
     """vLLM keeps compiled code on disk, by the configuration of the model."""
     requests = requests_of("lite")
