@@ -22,6 +22,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayError, RayTaskError
 
 from mhc_model.checkpoint import checkpoint_hash
+from mhc_model.engines import check_engine
 from mhc_model.errors import EngineError, MHCError
 from mhc_model.request import Completion, Request
 from rl.config import PoolSettings
@@ -93,9 +94,11 @@ class ReplicaPool:
 
         Raises:
             CheckpointError: if the checkpoint is not whole.
+            ConfigError: if the engine is vLLM and not installed.
             EngineError: if replicas cannot be started, or hold another checkpoint.
         """
         self.settings = settings
+        check_engine(settings.engine)
         self.checkpoint_hash = checkpoint_hash(checkpoint)
         self.counters = Counters()
         self._closed = False
