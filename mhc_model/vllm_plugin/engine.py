@@ -236,6 +236,8 @@ class VLLMEngine(EngineBase):
                 break
         else:
             reason = None if tokens else row.finish_reason(self.tokenizer)
+        if reason is None and output.finished:  # both count tokens and know the stop ids
+            raise EngineError(f"vLLM ended request {row.request.id!r} as {part.finish_reason!r}")
         self._stream(row, final=reason is not None)
         return [] if reason is None else [self._complete(row, reason)]
 
