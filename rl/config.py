@@ -13,15 +13,38 @@ from mhc_model.settings import RaySettings, Settings
 class PoolSettings(Settings):
     """The replicas: how many, what each may use, and what happens when one dies."""
 
-    replicas: int = Field(1, ge=1, description="replica actors, each with the whole model")
+    replicas: int = Field(
+        1, ge=1, description="replica actors, each with the whole model; at least that many"
+    )
+    max_replicas: int | None = Field(
+        None,
+        ge=1,
+        description="at most that many: more are started while requests wait, and end when idle; "
+        "none keeps `replicas`",
+    )
+    grow_after_s: float = Field(
+        2.0, ge=0.0, description="seconds that requests must wait before another one is started"
+    )
+    idle_s: float = Field(
+        60.0, gt=0.0, description="seconds without work after which one beyond `replicas` ends"
+    )
     cpus_per_replica: float = Field(1.0, ge=0.0, description="logical CPUs that each reserves")
     gpus_per_replica: float = Field(
         0.0, ge=0.0, description="GPUs that each reserves, whole or a fraction; 0 runs on the CPU"
     )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="auto is CUDA where gpus_per_replica is above 0, else the CPU"
+    )
     threads: int = Field(1, ge=1, description="torch threads of each replica")
-    max_batch: int = Field(64, ge=1, description="requests that one replica runs at once")
+    max_batch: int = Field(64, ge=1, description="samples that one replica runs at once")
+    slice_s: float = Field(
+        0.05, gt=0.0, description="seconds after which a replica reports and takes new requests"
+    )
     deadline_s: float = Field(
-        300.0, gt=0.0, description="seconds after which a call counts as hung and is done elsewhere"
+        300.0,
+        gt=0.0,
+        description="seconds that a replica may hold a request; then it counts as hung, and what "
+        "it holds is done elsewhere",
     )
     start_deadline_s: float = Field(
         120.0, gt=0.0, description="seconds in which a replica must have loaded the model"
@@ -29,7 +52,27 @@ class PoolSettings(Settings):
     max_attempts: int = Field(
         4, ge=1, description="times that a request is tried before the whole call fails"
     )
-    max_queue: int = Field(100_000, ge=1, description="most requests of one call")
+    max_queue: int = Field(
+        100_000,
+        ge=1,
+        description="requests that may wait; a call with more is refused, further calls wait",
+    )
+
+    @model_validator(mode="after")
+    def _check_bounds(self) -> PoolSettings:
+        if self.max_replicas is not None and self.max_replicas < self.replicas:
+            raise ValueError(
+                f"max_replicas {self.max_replicas} is below replicas {self.replicas}; give at "
+                f"least as many, or leave it out"
+            )
+        return self
+
+    @property
+    def replica_device(self) -> str:
+        """What `auto` means here."""
+        if self.device != "auto":
+            return self.device
+        return "cuda" if self.gpus_per_replica else "cpu"
 
 
 class PPOSettings(Settings):

@@ -74,10 +74,12 @@ class Asker:
             first_index: index of the first rollout; also what seeds sampled answers.
             iteration: noted in the rollouts.
         """
+        # Numbers, not rows of the tensor: a view would travel with all of its tensor.
+        rows = [] if gates is None else gates.tolist()
         requests = [
             Request(
                 prompt_tokens(self.tokenizer, problem),
-                None if gates is None else gates[position],
+                None if gates is None else rows[position],
                 SamplingParams(
                     max_tokens=self.config.max_tokens,
                     temperature=self.config.temperature,
