@@ -277,6 +277,21 @@ class Decoder(nn.Module):
             cache.lengths += t
         return self.final_norm(x)
 
+    def hidden_after(self, tokens: Tensor, layers: int) -> Tensor:
+        """The mean of the streams after the first layers, under the default gates: (b, t, c).
+
+        Args:
+            tokens: (b, t) int64 token ids.
+            layers: 1 to L; the others do not run.
+
+        Raises:
+            GateError: for a plain model, which has no streams.
+            EngineError: if the sequence is longer than the context.
+        """
+        gates = self._default_gates().expand(tokens.shape[0], -1)
+        attend = self._attend(tokens, None)
+        return self._through_streams(self._embed(tokens, None), gates, attend, layers)
+
     def _embed(self, tokens: Tensor, cache: KVCache | None) -> Tensor:
         """(b, t) -> (b, t, c)."""
         x = self.embedding(tokens)
@@ -291,18 +306,26 @@ class Decoder(nn.Module):
         # The spare position of the cache may lie one past the context.
         return cache.positions(tokens.shape[1]).clamp(max=self.config.max_seq_len - 1)
 
-    def _through_streams(self, x: Tensor, gates: Tensor, attend: Attend) -> Tensor:
-        """(b, t, c) through all sublayers and streams, gates (b, 2L) -> (b, t, c)."""
+    def _through_streams(
+        self, x: Tensor, gates: Tensor, attend: Attend, layers: int | None = None
+    ) -> Tensor:
+        """(b, t, c) through the sublayers and streams of the first `layers`, None all of them.
+
+        Gates are (b, 2L). Gives (b, t, c), the mean of the streams.
+        """
         b, t, _ = x.shape
+        count = len(self.layers) if layers is None else layers
         # Tokens are flat between the sublayers, each with the gates of its sequence.
         token_gates = gates.repeat_interleave(t, dim=0)
         first = self.layers[0].attention_connection
         x, u, coefficients = first.start(x.flatten(0, 1), self.stream_embedding)
-        for index in range(len(self.layers)):
+        for index in range(count):
             x, u, coefficients = self._run_layer(
                 self._stream_layer, index, (b, t), x, u, coefficients, gates, token_gates, attend
             )
-        return u.unflatten(0, (b, t))
+        # After the last layer u is that mean; before, it is what the next attention reads.
+        hidden = u if count == len(self.layers) else x.mean(dim=1)
+        return hidden.unflatten(0, (b, t))
 
     def _stream_layer(
         self,

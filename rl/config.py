@@ -6,7 +6,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from mhc_model.policy import ActionSpace, HiddenWidths
+from mhc_model.policy import ActionSpace, HiddenWidths, Observation, check_observation
+from mhc_model.request import MAX_SAMPLES
 from mhc_model.settings import RaySettings, Settings
 
 
@@ -76,8 +77,11 @@ class PoolSettings(Settings):
 
 
 class PPOSettings(Settings):
-    """PPO's learner. An episode has one step, so there is no discount to choose."""
+    """PPO's learner."""
 
+    gamma: float = Field(
+        0.0, ge=0.0, le=1.0, description="discount; without effect, as an episode has one step"
+    )
     lr: float = Field(1e-3, gt=0.0, description="learning rate (Adam)")
     epochs: int = Field(10, ge=1, description="passes over the rollouts of an iteration")
     minibatch: int = Field(64, ge=1, description="rollouts of one gradient step")
@@ -110,14 +114,42 @@ class RLConfig(Settings):
     action_space: ActionSpace = Field(
         "per_sublayer", description="what an action sets: one gate, one a layer, one a sublayer"
     )
+    observation: Observation = Field(
+        "mean_prompt_embedding",
+        description="what the policy sees: the mean over the prompt of its token embeddings, or of "
+        "the hidden state after observation_layer, under the learned gates",
+    )
+    observation_layer: int | None = Field(
+        None, ge=1, description="1 to L, the layer of mean_hidden_state; none otherwise"
+    )
     reward: Literal["strict", "flexible"] = Field(
         "strict", description="which extraction of the answer must be right for a reward of 1"
+    )
+    samples: int = Field(
+        1,
+        ge=1,
+        le=MAX_SAMPLES,
+        description="answers to each problem under the same gates; the reward is their mean, so "
+        "it is less noisy. More than 1 needs a temperature",
+    )
+    difficulty: tuple[float, float] | None = Field(
+        None,
+        description="least and largest solve rate of the problems to train on; none takes all. A "
+        "rate of 0 or 1 means that gates did not matter",
+    )
+    difficulty_probes: int = Field(
+        4, ge=2, description="answers that measure a solve rate: learned gates, the others random"
     )
     max_tokens: int = Field(64, ge=1, description="most tokens of an answer")
     temperature: float = Field(
         0.0, ge=0.0, description="of the answers; 0 is greedy, as in evaluation"
     )
     envs: int = Field(64, ge=1, description="episodes that are stepped together, one pool call")
+    asynchronous: bool = Field(
+        False,
+        description="make the next iteration's rollouts while the learner works: the replicas are "
+        "not idle then, and the acting policy is one update older. Reproducible either way",
+    )
     iterations: int = Field(8, ge=1, description="PPO iterations")
     rollouts: int = Field(256, ge=1, description="rollouts of an iteration; a multiple of envs")
     checkpoint_every: int = Field(2, ge=1, description="iterations between saved states")
@@ -148,4 +180,20 @@ class RLConfig(Settings):
         for gate in self.sweep:
             if not 0.0 <= gate <= 1.0:
                 raise ValueError(f"sweep gate {gate} is outside of [0, 1]")
+        return self
+
+    @model_validator(mode="after")
+    def _check_episodes(self) -> RLConfig:
+        check_observation(self.observation, self.observation_layer)
+        if self.samples > 1 and self.temperature == 0.0:
+            raise ValueError(
+                f"samples is {self.samples} at temperature 0: greedy answers would all be the "
+                f"same; give a temperature above 0, or 1 sample"
+            )
+        if self.difficulty is not None:
+            low, high = self.difficulty
+            if not 0.0 <= low <= high <= 1.0:
+                raise ValueError(
+                    f"difficulty {low:g} to {high:g} is no window: 0 <= least <= largest <= 1"
+                )
         return self

@@ -15,7 +15,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -58,6 +58,13 @@ class Counters:
     lost: int = 0
     grown: int = 0
     shrunk: int = 0
+
+    def going_on_from(self, saved: Mapping[str, int]) -> Counters:
+        """Adds those of the run that this one resumes. What was under way then is asked again."""
+        before = Counters(**saved)
+        before.requested = before.completed + before.lost
+        own, earlier = asdict(self), asdict(before)
+        return Counters(**{name: own[name] + earlier[name] for name in own})
 
 
 class Usage(NamedTuple):
@@ -319,7 +326,7 @@ class ReplicaPool:
                 call.future.set_result(call.results())
         for ticket, error in events.refused:
             self._fail(ticket.call, error)
-        self.counters.restarted = self._set.restarted
+        self.counters.restarted += events.restarted
         self._take_back(events)
 
     def _take_back(self, events: Events) -> None:

@@ -80,12 +80,14 @@ class Events:
         finished: tickets with a sample that ended, and the replica.
         refused: tickets whose request the engine does not take, and why.
         returned: tickets of replaced replicas, in the order in which they were given.
-        reason: why the last replica was replaced.
+        restarted: replicas that were replaced.
+        reason: why the last of them was.
     """
 
     finished: list[tuple[Ticket, Completion, int]] = field(default_factory=list)
     refused: list[tuple[Ticket, MHCError]] = field(default_factory=list)
     returned: list[Ticket] = field(default_factory=list)
+    restarted: int = 0
     reason: str = ""
 
 
@@ -106,7 +108,6 @@ class ReplicaSet:
         self._checkpoint_hash = checkpoint_hash
         self._settings = settings
         self.slots: list[Slot] = []
-        self.restarted = 0
         self._past_s: dict[int, tuple[float, float]] = {}  # busy and up, of earlier actors
         self._deadlines_at = 0.0
         self.resize(settings().replicas)
@@ -249,7 +250,7 @@ class ReplicaSet:
         """Starts another actor in the slot; what it held has come back."""
         logger.warning("replica %d is replaced: %s", slot.index, reason)
         events.reason = f"replica {slot.index} was replaced: {reason}"
-        self.restarted += 1
+        events.restarted += 1
         for ticket in slot.held.values():
             ticket.samples.clear()  # all of its samples are made again
             events.returned.append(ticket)

@@ -14,27 +14,27 @@ from mhc_model import DataError, Engine
 from mhc_model.policy import PolicyConfig, prompt_observation
 from rl.config import RLConfig
 from rl.env import GateVectorEnv, ProblemStream
-from rl.pool import Result
+from rl.local_pool import LocalPool
 from rl.rollouts import Asker, RolloutLog
 
 
-class LocalPool:
-    """What `Asker` needs of a pool, over one engine in this process; counts the calls."""
+class CountingPool(LocalPool):
+    """Counts the calls."""
 
     def __init__(self, engine: Engine) -> None:
-        self.engine = engine
+        super().__init__(engine)
         self.calls: list[int] = []
 
     def run(self, requests):
         self.calls.append(len(requests))
-        return [Result(completion, 0, 1) for completion in self.engine.generate(requests)]
+        return super().run(requests)
 
 
 @pytest.fixture
 def asker(checkpoint) -> Asker:
     engine = Engine.from_checkpoint(checkpoint, device="cpu")
     config = RLConfig(name="t", checkpoint=str(checkpoint), max_tokens=6)
-    return Asker(LocalPool(engine), engine.tokenizer, config)
+    return Asker(CountingPool(engine), engine.tokenizer, config)
 
 
 def make_env(asker: Asker, directory, envs: int = 3, position: int = 0) -> GateVectorEnv:

@@ -6,7 +6,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
@@ -17,6 +17,7 @@ from rl.learner import LEAST_SPREAD, OneStepAdvantages, standardise
 from rl.module import GateModule
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])  # drawing is slow on a busy machine
 @given(st.lists(st.floats(-1.0, 1.0, width=32), min_size=2, max_size=64))
 def test_standardised_advantages(values):
     advantages = torch.tensor(values)
