@@ -278,7 +278,7 @@ class Decoder(nn.Module):
         return self.final_norm(x)
 
     def hidden_after(self, tokens: Tensor, layers: int) -> Tensor:
-        """The mean of the streams after the first layers, under the default gates: (b, t, c).
+        """The mean of the streams after the first layers, under the learned gates: (b, t, c).
 
         Args:
             tokens: (b, t) int64 token ids.
@@ -288,7 +288,7 @@ class Decoder(nn.Module):
             GateError: for a plain model, which has no streams.
             EngineError: if the sequence is longer than the context.
         """
-        gates = self._default_gates().expand(tokens.shape[0], -1)
+        gates = self.learned_gates().expand(tokens.shape[0], -1)
         attend = self._attend(tokens, None)
         return self._through_streams(self._embed(tokens, None), gates, attend, layers)
 

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
 from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.core import DEFAULT_MODULE_ID
 from torch import Tensor
 
 from rl.env import GateVectorEnv
@@ -109,9 +110,12 @@ class Sampler:
         self._next = self._thread.submit(self._sample, iteration, version)
 
     def _take_weights(self) -> None:
-        self._algorithm.env_runner_group.sync_weights(
-            from_worker_or_learner_group=self._algorithm.learner_group, inference_only=True
+        """Copies the learner's weights. RLlib's own way leaves out those that it thinks are there,
+        which after resuming with others they are not."""
+        (weights,) = self._algorithm.learner_group.foreach_learner(
+            lambda learner: learner.module[DEFAULT_MODULE_ID].state_dict()
         )
+        self._algorithm.env_runner.module.load_state_dict(weights.get())
 
     def _sample(self, iteration: int, version: int) -> Batch:
         runner, env = self._algorithm.env_runner, self._env
