@@ -33,7 +33,7 @@ from rl.replica_set import Events, ReplicaSet, Ticket, start_failure
 logger = logging.getLogger(__name__)
 
 # Seconds after which the thread looks for new calls while it waits for replicas, and while idle.
-POLL_S = 0.02
+POLL_S = 0.05
 IDLE_S = 0.5
 CLOSED = "this pool is closed; make another"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,11 +16,15 @@ from evals.gsm8k import prompt_tokens
 from evals.tasks import load_problems
 from mhc_model import ConfigError, DataError, Engine
 from mhc_model.policy import PolicyConfig, prompt_observation
+from mhc_model.settings import load_settings
 from rl.config import RLConfig
 from rl.difficulty import choose_problems
 from rl.env import GateVectorEnv, GSM8KGateEnv, ProblemStream
 from rl.local_pool import LocalPool
 from rl.rollouts import Asker, RolloutLog
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+RL_CONFIGS = sorted([*CONFIGS.glob("*_rl.yaml"), *CONFIGS.glob("rl_*.yaml")])
 
 
 class CountingPool(LocalPool):
@@ -180,6 +185,14 @@ def test_problems_outside_of_the_window_are_left_out(asker, tmp_path, capsys):
 def test_impossible_configurations_are_refused(fields, message):
     with pytest.raises(ValidationError, match=message):
         RLConfig(name="t", checkpoint="none", **fields)
+
+
+@pytest.mark.parametrize("path", RL_CONFIGS, ids=lambda path: path.stem)
+def test_shipped_configurations_load(path):
+    config = load_settings(RLConfig, path)
+    if path.stem == "rl_plan":
+        assert (config.rollouts, config.ppo.minibatch, config.ppo.epochs) == (1024, 64, 10)
+        assert (config.ppo.lr, config.ppo.gamma, config.ppo.entropy) == (3e-4, 0.99, 0.1)
 
 
 def test_problems_are_a_function_of_seed_and_position():
