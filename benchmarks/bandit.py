@@ -5,8 +5,8 @@
 The task: right gates depend on the sign of one of 32 numbers that the policy sees; the chance of
 reward 1 falls from 0.7 with the right gates to 0.3 with the opposite ones. No model answers: this
 compares learners, with rewards as noisy as answers. The figure is the chance of a reward under the
-trained policy's mean gates, on problems that it has not seen; 0.5 is where training starts, 0.54
-what the best constant gates reach, 0.7 the most that can be had.
+trained policy's mean gates, on problems that it has not seen; 0.5 is where training starts and what
+constant gates reach, 0.7 the most that can be had.
 """
 
 from __future__ import annotations
