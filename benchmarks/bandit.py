@@ -42,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("configs", nargs="+", help="configurations of python -m rl")
     parser.add_argument("--rollouts", type=int, default=20_480, help="of each run")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--asynchronous", action="store_true", help="sample one update behind")
     options = parser.parse_args(argv)
     arguments = RaySettings(num_cpus=2).init_arguments()  # before Ray is imported
     import ray
@@ -52,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         ray.init(**{**arguments, "_temp_dir": directory})
         for path in options.configs:
             config = load_settings(RLConfig, path)
+            if options.asynchronous:
+                config = config.model_copy(update={"asynchronous": True})
             chances = [train(config, options.rollouts, seed) for seed in range(options.seeds)]
             results[path] = chances
             middle, spread = statistics.mean(chances), statistics.pstdev(chances)
