@@ -151,7 +151,7 @@ def prepare_directory(directory: Path, config: RLConfig, policy: PolicyConfig) -
         "pool": {},
     }
     if states:
-        state = json.loads((states[-1] / "state.json").read_text(encoding="utf-8"))
+        state |= json.loads((states[-1] / "state.json").read_text(encoding="utf-8"))
         if state["checkpoint"] != policy.checkpoint_hash:
             raise ConfigError(
                 f"run {config.name} was started on checkpoint {state['checkpoint']}, not on "

@@ -79,7 +79,8 @@ def test_hidden_observation_does_not_depend_on_company_or_set_gates(tiny_model):
     prompts = [[3, 4, 5, 5], [7], [1, 60, 2]]
     together = hidden_observation(model, prompts, 2)
     model.set_gates(0.3)  # a notebook's
-    alone = torch.cat([hidden_observation(model, [prompt], 2) for prompt in prompts])
+    with watching(model, lambda *_: pytest.fail("whoever watches waits for whole passes")):
+        alone = torch.cat([hidden_observation(model, [prompt], 2) for prompt in prompts])
     assert torch.equal(together, alone)
     with pytest.raises(ValueError, match="at least one token"):
         hidden_observation(model, [[1], []], 2)
