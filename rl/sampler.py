@@ -10,7 +10,6 @@ reproducible.
 from __future__ import annotations
 
 import random
-import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -58,7 +57,6 @@ class Sampler:
             asynchronous: see the module's docstring.
         """
         self.iteration = 0  # the one that learns; its owner counts
-        self.waited_s = 0.0  # of the last `take`
         self.last: Batch | None = None  # the batch that was taken last
         self._algorithm = algorithm
         self._env = env
@@ -75,12 +73,10 @@ class Sampler:
         Raises:
             RuntimeError: RLlib's, from what the environment raised.
         """
-        started = time.perf_counter()
         if self._next is None:
             self._begin(self.iteration)
-        batch = self._next.result()
+        self.last = batch = self._next.result()
         self._next = None
-        self.last, self.waited_s = batch, time.perf_counter() - started
         if self._asynchronous:
             self._take_weights()
             if self.iteration < self._iterations:
