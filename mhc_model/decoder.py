@@ -412,15 +412,18 @@ class Decoder(nn.Module):
         return sum(parameter.numel() for parameter in self.parameters())
 
     @classmethod
-    def describe(cls, config: ModelConfig) -> str:
-        """The size of a model of this configuration, in words, without building it."""
+    def describe(cls, config: ModelConfig, context: int | None = None) -> str:
+        """The size of a model of this configuration, in words, without building it.
+
+        `context` as in `estimate_flops`.
+        """
         with torch.device("meta"):
             model = cls(config, seed=None)
             plain = cls(config.model_copy(update={"mhc": None}), seed=None)
         count = model.count_parameters()
         streams = f" ({count - plain.count_parameters():,} of them for the streams)"
         text = f"{count:,} parameters{'' if config.mhc is None else streams}"
-        return f"{text}, {model.estimate_flops():,} FLOPs per token"
+        return f"{text}, {model.estimate_flops(context):,} FLOPs per token"
 
     def estimate_flops(self, context: int | None = None) -> int:
         """FLOPs per token of forward and backward (PaLM, arXiv:2204.02311, B).
