@@ -18,7 +18,6 @@ from mhc_model.config import ModelConfig
 from mhc_model.decoder import Decoder, quiet_about_mixing
 from train.config import TrainConfig
 from train.hardware import peak_tflops
-from train.objective import Objective, draw_gate_noise
 from train.optimizer import group_parameters
 
 # What a GPU is taken for where the configuration says none.
