@@ -167,7 +167,7 @@ def test_wrong_rows_and_too_little_data_are_named(tmp_path):
     path.write_text('{"question": "Q", "answer": "A"}\n{"text": "no question"}\n')
     with pytest.raises(DataError, match=r"rows.jsonl line 2 has none of 'question' and 'answer'"):
         prepare_answers(DataConfig(files=(str(path),)))
-    with pytest.raises(DataError, match="no problems at 'nowhere.jsonl'"):
+    with pytest.raises(DataError, match=r"no problems at 'nowhere\.jsonl'"):
         prepare_answers(DataConfig(files=("nowhere.jsonl",)))
     examples = tokenize(PROBLEMS, Tokenizer.train(["abc"], 257))
     with pytest.raises(DataError, match=r"fill 0 sequences of 8 .*\(3 longer ones are left out\)"):
