@@ -9,14 +9,20 @@ from mhc_model.decoder import Decoder
 from mhc_model.errors import MHCError
 from mhc_model.settings import parse_command_line
 from train.config import TrainConfig
+from train.shards import ShardedTokens
 
 
 def summary(config: TrainConfig) -> str:
     """What --dry-run says of the model; a trained vocabulary can turn out smaller."""
     if config.init_from is not None:
         return f"the model comes from {config.init_from}"
-    trained = {"vocab_size": config.data.vocab_size} if config.data.tokenizer == "train" else {}
-    return Decoder.describe(config.model.model_copy(update=trained))
+    data = config.data
+    known: dict[str, int] = {}
+    if data.shards is not None:
+        known = {"vocab_size": ShardedTokens(data.shards).manifest.vocab_size}
+    elif data.tokenizer == "train":
+        known = {"vocab_size": data.vocab_size}
+    return Decoder.describe(config.model.model_copy(update=known))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
