@@ -19,7 +19,7 @@ from mhc_model.decoder import Decoder
 from mhc_model.errors import MHCError
 from train.config import TrainConfig
 from train.corpus import Corpus
-from train.data import Batches
+from train.data import Batches, ReadAhead
 from train.metrics import MetricsLog, Progress
 from train.objective import GateNoise, Objective, draw_gate_noise, noise_width
 from train.optimizer import Optimizers, freeze_all_but_mhc
@@ -56,6 +56,13 @@ class Trainer:
         self.optimizers = Optimizers(self.decoder, config.optimizer)
         self.validation = Validation(corpus.validation, corpus.tokenizer, group, config.context)
         self.batches = Batches(corpus.tokens, config.context, config.batch_sequences, config.seed)
+        own = config.batch_sequences // group.size
+        self.ahead = ReadAhead(
+            self.batches,
+            own=range(group.rank * own, (group.rank + 1) * own),
+            device_batch=config.device_batch,
+            pinned=group.device.type == "cuda",
+        )
         self.objective = Objective(self.decoder, config.loss_chunk)
         if config.compile:
             self.objective.compile()
@@ -117,6 +124,7 @@ class Trainer:
                     if log is not None:
                         log.publish()
         finally:
+            self.ahead.close()
             if log is not None:
                 log.close()
 
@@ -131,7 +139,7 @@ class Trainer:
         loss = 0.0
         for start in starts:
             stop = start + config.device_batch
-            inputs, targets = self.batches.sequences(step, start, stop)
+            inputs, targets = self.ahead.sequences(step, start, stop)
             part = None if noise is None else noise.part(start, stop)
             with ExitStack() as stack:
                 if stop < first + own:  # only the last pass exchanges gradients
