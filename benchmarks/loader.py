@@ -84,7 +84,7 @@ class LoaderRun:
 
 def measure_rate(options: argparse.Namespace, directory: Path) -> dict[str, Any]:
     """Tokens/s of the loader and of the demo's models."""
-    write_text(directory / "text.txt", options.megabytes or 64)
+    write_text(directory / "text.txt", options.megabytes or 16)
     prepare(settings(options, directory, vocab_size=512))
     trainers = {
         name: build_trainer(ROOT / "configs" / f"demo_{name}.yaml", directory)
@@ -117,7 +117,7 @@ def print_rates(rates: dict[str, list[float]]) -> list[dict[str, Any]]:
             quantile(ratios, 0.75),
         )
         rate = statistics.median(own)
-        print(f"{name:24}{rate:12,.0f}{middle:16.1f}{low:10.1f}-{high:.1f}")
+        print(f"{name:24}{rate:12,.0f}{middle:16.2f}{low:10.2f}-{high:.2f}")
         rows.append(
             {"name": name, "tokens_per_s": rate, "loader_over": middle, "quartiles": [low, high]}
         )
@@ -238,7 +238,7 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     description = (__doc__ or "").splitlines()[0]
     parser = argparse.ArgumentParser(prog="benchmarks.loader", description=description)
     parser.add_argument("--memory", action="store_true", help="memory instead of rate")
-    parser.add_argument("--megabytes", type=int, help="of text; 64, with --memory 1024")
+    parser.add_argument("--megabytes", type=int, help="of text; 16, with --memory 1024")
     parser.add_argument("--part-megabytes", type=float, default=64)
     parser.add_argument("--tokenizer", default="train", help="as of train.prepare")
     parser.add_argument("--vocabulary", type=int, default=4096, help="with --memory, if trained")
