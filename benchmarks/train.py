@@ -4,8 +4,9 @@
   turn; tokens/s, the ratio to our baseline within a round, MFU where the device's peak is known
 - `workers`: one process with all threads, and two that share them and exchange gradients (DDP over
   gloo), in turn; besides, two that exchange none, which is what DDP costs
-- `loader`: the data loader alone
 - the last line of the output is everything as one JSON object
+
+`python -m benchmarks.loader` times the data loader.
 
     python -m benchmarks.train
     python -m benchmarks.train --what step --nanochat DIR     # a checkout, or its .git directory
@@ -16,13 +17,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 if not __package__:  # run as a file: Python looks beside it, not in the repository's root
@@ -33,16 +31,15 @@ from benchmarks.nanochat import FEATURES, NanochatStep, load_nanochat
 from benchmarks.step import TrainStep
 from benchmarks.timing import WARM_UP, interleave, print_times, summarize
 from benchmarks.workers import measure_workers
-from train.data import Batches
 from train.hardware import device_peak_tflops
 
-WHAT = ("step", "workers", "loader")
+WHAT = ("step", "workers")
 
 
 def parse_options(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="benchmarks.train", description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--what", default=None, help="of step,workers,loader (default: all, on cuda step)")
+    add("--what", default=None, help="of step,workers (default: both, on cuda step)")
     add("--device", choices=("cpu", "cuda"), default="cpu")
     add("--nanochat", help="directory of nanochat's repository, for its rows of `step`")
     add("--layers", type=int, help="(default: 4, on cuda 12)")
@@ -123,22 +120,6 @@ def measure_step(options: argparse.Namespace) -> dict[str, Any]:
     return {"rows": rows, "tokens": options.step_tokens}
 
 
-def measure_loader(options: argparse.Namespace) -> dict[str, Any]:
-    """Tokens/s of `train.data.Batches` over 10 million random tokens in memory."""
-    tokens = np.random.default_rng(0).integers(options.vocab, size=10_000_000).astype(np.uint16)
-    batch = options.passes * options.batch
-    batches = Batches(tokens, options.tokens, batch, seed=0)
-    rates = []
-    for step in range(1, 201):
-        started = time.perf_counter()
-        for start in range(0, batch, options.batch):
-            batches.sequences(step, start, start + options.batch)
-        rates.append(batch * options.tokens / (time.perf_counter() - started))
-    rate = statistics.median(rates)
-    print(f"\nloader: {rate:,.0f} tokens/s in steps of {batch} x {options.tokens}")
-    return {"tokens_per_s": rate}
-
-
 def main(argv: list[str] | None = None) -> None:
     options = parse_options(argv)
     torch.set_num_threads(options.threads)
@@ -149,7 +130,7 @@ def main(argv: list[str] | None = None) -> None:
         f"{facts['load']:.2f}; torch {torch.__version__}; {options.dtype}"
         + (", compiled" if options.compile else "")
     )
-    measures = {"step": measure_step, "workers": measure_workers, "loader": measure_loader}
+    measures = {"step": measure_step, "workers": measure_workers}
     report = {what: measures[what](options) for what in options.what}
     print(json.dumps({"options": vars(options), "machine": facts | {"gpu": gpu}, **report}))
 

@@ -65,6 +65,19 @@ def test_the_engine_beside_others():
             assert all(math.isfinite(value) and value > 0 for ratio in ratios for value in ratio)
 
 
+def test_the_loader_beside_what_a_model_consumes():
+    options = "--megabytes 2 --part-megabytes 0.5 --rounds 1"
+    command = [sys.executable, "-m", "benchmarks.loader", *options.split()]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout.splitlines()[-1])["rows"]
+    assert [row["name"] for row in rows] == ["loader", "loader, 16 x 1024", "baseline", "mhc"]
+    assert all(row["tokens_per_s"] > 0 and row["loader_over"] > 0 for row in rows)
+
+
 def test_the_speed_of_training():
     options = "--what step --rounds 1 --layers 1 --width 64 --heads 1 --vocab 64 --tokens 16"
     command = [sys.executable, "-m", "benchmarks.train", *options.split(), "--peak-tflops", "1"]

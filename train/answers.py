@@ -21,11 +21,12 @@ from evals.problem import Problem
 from evals.rows import RowError, parse_rows
 from evals.sources import find_rows
 from evals.tasks import document, load_problems, prompt
-from mhc_model.errors import DataError
+from mhc_model.errors import ConfigError, DataError
 from mhc_model.tokenizer import Tokenizer
 from train.config import DataConfig
-from train.corpus import Corpus, _fingerprint, _is_held_out, _spread, load_tokenizer
+from train.corpus import Corpus, fingerprint, load_tokenizer, spread
 from train.data import Batches
+from train.documents import is_held_out
 
 IGNORED = -1  # a target that is not learned
 # Keys of a row that hold its question and its answer. The first pair that is there counts; what
@@ -145,8 +146,14 @@ def prepare_answers(config: DataConfig) -> AnswerCorpus:
 
     Raises:
         DataError: if a source is missing or malformed, or nothing is left to learn or to hold out.
-        ConfigError: if the tokenizer is none of what `DataConfig.tokenizer` accepts.
+        ConfigError: for shards, and if the tokenizer is none of what `DataConfig.tokenizer`
+            accepts.
     """
+    if config.shards is not None:
+        raise ConfigError(
+            f"loss_on is 'answers', but data.shards is {config.shards}: shards hold texts; give "
+            f"data.files or data.builtin_levels"
+        )
     training, held_out = _split_problems(config)
     if not training or not held_out:
         raise DataError(
@@ -156,7 +163,7 @@ def prepare_answers(config: DataConfig) -> AnswerCorpus:
     tokenizer = load_tokenizer(config, list(map(document, training)))
     learned, evaluated = (tokenize(part, tokenizer) for part in (training, held_out))
     texts = tuple(map(document, held_out))
-    content = _fingerprint(learned.tokens, tokenizer, texts)
+    content = fingerprint(learned.tokens, tokenizer, texts)
     return AnswerCorpus(
         tokens=learned.tokens,
         validation=texts,
@@ -194,9 +201,9 @@ def _split_problems(config: DataConfig) -> tuple[list[Problem], list[Problem]]:
         apart = [problem for source in config.validation_files for problem in _read(source, "test")]
     else:
         share = config.validation_share
-        apart = [problem for problem in read if _is_held_out(document(problem), share)]
-        read = [problem for problem in read if not _is_held_out(document(problem), share)]
-    return training + read, held_out + _spread(apart, config.validation_documents)
+        apart = [problem for problem in read if is_held_out(document(problem), share)]
+        read = [problem for problem in read if not is_held_out(document(problem), share)]
+    return training + read, held_out + spread(apart, config.validation_documents)
 
 
 def _read(source: str, split: str) -> list[Problem]:

@@ -34,12 +34,37 @@ FREE_ON_RESUME = (
     "gradient_checkpointing",
     "workers",
     "ray",
+    # The same shards may lie elsewhere: what is in them is compared.
+    "data.shards",
+    "data.shards_cache",
+    "data.verify_shards",
 )
+
+
+def _absolute(path: str | None) -> str | None:
+    """Workers have other working directories; a URI stays as it is."""
+    if path is None or "://" in path:
+        return path
+    return os.path.abspath(os.path.expanduser(path))
 
 
 class DataConfig(Settings):
     """What the model is trained on, what is held out, and the vocabulary."""
 
+    shards: str | None = Field(
+        None,
+        description="instead of files: a directory that `python -m train.prepare` wrote, made "
+        "absolute, or its URI; it brings training tokens, held-out documents and tokenizer",
+    )
+    shards_cache: str | None = Field(
+        None,
+        description="directory on each machine's own disk for copies of shards that a URI names; "
+        "none is one in the directory for temporary files",
+    )
+    verify_shards: bool = Field(
+        True,
+        description="compare the sha256 of every shard at the start of a run; sizes always are",
+    )
     files: tuple[str, ...] = Field(
         (),
         description="training files, plain or .gz: *.jsonl holds rows with text, or with question "
@@ -64,17 +89,36 @@ class DataConfig(Settings):
     builtin_count: int = Field(20_000, ge=1, description="built-in problems, all levels together")
     tokenizer: str = Field(
         "train",
-        description="'train' (byte-level BPE on the training documents), 'gpt2' (downloaded), a "
-        ".tiktoken file, or a directory with a saved tokenizer such as a checkpoint",
+        description="'train' (byte-level BPE on the training documents; with shards, theirs), "
+        "'gpt2' (downloaded), a .tiktoken file, or a directory with a saved tokenizer such as a "
+        "checkpoint",
     )
     vocab_size: int = Field(
         512, ge=257, description="ids wanted of a trained tokenizer; little text may give fewer"
     )
 
+    @field_validator("shards", "shards_cache")
+    @classmethod
+    def _make_absolute(cls, path: str | None) -> str | None:
+        return _absolute(path)
+
     @model_validator(mode="after")
     def _check_sources(self) -> DataConfig:
+        if self.shards is not None:
+            others = [
+                name
+                for name in ("files", "validation_files", "builtin_levels")
+                if getattr(self, name)
+            ]
+            if others:
+                flags = " ".join(f"--data.{name.replace('_', '-')}" for name in others)
+                raise ValueError(
+                    f"shards are given beside {' and '.join(others)}: give one or the other; "
+                    f"{flags} with nothing behind clears the others"
+                )
+            return self
         if not self.files and not self.builtin_levels:
-            raise ValueError("no data: give files, or builtin_levels such as [1]")
+            raise ValueError("no data: give shards, files, or builtin_levels such as [1]")
         if self.files and not self.validation_files and self.validation_share == 0.0:
             raise ValueError(
                 "nothing is held out of files: give validation_files or a validation_share above 0"
@@ -294,10 +338,7 @@ class TrainConfig(Settings):
     @field_validator("storage", "init_from")
     @classmethod
     def _make_absolute(cls, path: str | None) -> str | None:
-        # Workers have other working directories.
-        if path is None or "://" in path:
-            return path
-        return os.path.abspath(os.path.expanduser(path))
+        return _absolute(path)
 
     @model_validator(mode="after")
     def _check_batch(self) -> TrainConfig:
@@ -344,7 +385,7 @@ def differing_fields(before: TrainConfig, now: TrainConfig) -> list[str]:
     return [
         f"{path}: {old!r} -> {new!r}"
         for path, old, new in _leaves("", before.model_dump(), now.model_dump())
-        if path.split(".")[0] not in FREE_ON_RESUME
+        if path not in FREE_ON_RESUME and path.split(".")[0] not in FREE_ON_RESUME
     ]
 
 

@@ -19,6 +19,7 @@ from mhc_model.decoder import Decoder, quiet_about_mixing
 from train.config import TrainConfig
 from train.hardware import peak_tflops
 from train.optimizer import group_parameters
+from train.shards import ShardedTokens
 
 # What a GPU is taken for where the configuration says none.
 USUAL_GPU = "H100"
@@ -75,10 +76,11 @@ class Estimate:
 
 
 def estimate(config: TrainConfig) -> Estimate:
-    """Figures of a run; nothing is trained, read or allocated, but the checkpoint's config.json.
+    """Figures of a run; nothing is trained or allocated, and no more read than sizes.
 
     Raises:
         CheckpointError: if `init_from` names no checkpoint.
+        DataError: if `data.shards` names none.
     """
     model_config = _model_config(config)
     with torch.device("meta"), quiet_about_mixing():
@@ -98,9 +100,14 @@ def estimate(config: TrainConfig) -> Estimate:
 def _model_config(config: TrainConfig) -> ModelConfig:
     if config.init_from is not None:
         return read_model_config(find_checkpoint(config.init_from))
+    data = config.data
     # A trained vocabulary can turn out smaller; others are known when they are read.
-    trained = {"vocab_size": config.data.vocab_size} if config.data.tokenizer == "train" else {}
-    return config.model.model_copy(update=trained)
+    known: dict[str, int] = {}
+    if data.shards is not None:
+        known = {"vocab_size": ShardedTokens(data.shards).manifest.vocab_size}
+    elif data.tokenizer == "train":
+        known = {"vocab_size": data.vocab_size}
+    return config.model.model_copy(update=known)
 
 
 def _tflops(config: TrainConfig) -> tuple[float | None, str]:

@@ -21,7 +21,7 @@ from train.answers import AnswerBatches, AnswerCorpus
 from train.best import Best
 from train.config import TrainConfig
 from train.corpus import Corpus
-from train.data import Batches
+from train.data import Batches, ReadAhead
 from train.hardware import device_peak_tflops, peak_memory
 from train.metrics import MetricsLog, Progress
 from train.objective import GateNoise, Objective, draw_gate_noise, noise_width
@@ -76,6 +76,13 @@ class Trainer:
             self.validation: Validation = AnswerValidation(corpus, group, config.context)
         else:
             self.validation = Validation(corpus.validation, corpus.tokenizer, group, config.context)
+        own = config.batch_sequences // group.size
+        self.ahead = ReadAhead(
+            self.batches,
+            own=range(group.rank * own, (group.rank + 1) * own),
+            device_batch=config.device_batch,
+            pinned=group.device.type == "cuda",
+        )
         self.objective = Objective(self.decoder, config.loss_chunk)
         if config.compile:
             self.objective.compile()
@@ -146,6 +153,7 @@ class Trainer:
                     if log is not None:
                         log.publish()
         finally:
+            self.ahead.close()
             if log is not None:
                 log.close()
 
@@ -184,7 +192,7 @@ class Trainer:
         loss = 0.0
         for start in starts:
             stop = start + config.device_batch
-            inputs, targets = self.batches.sequences(step, start, stop)
+            inputs, targets = self.ahead.sequences(step, start, stop)
             part = None if noise is None else noise.part(start, stop)
             with ExitStack() as stack:
                 if stop < first + own:  # only the last pass exchanges gradients

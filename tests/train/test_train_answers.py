@@ -169,6 +169,8 @@ def test_wrong_rows_and_too_little_data_are_named(tmp_path):
         prepare_answers(DataConfig(files=(str(path),)))
     with pytest.raises(DataError, match=r"no problems at 'nowhere\.jsonl'"):
         prepare_answers(DataConfig(files=("nowhere.jsonl",)))
+    with pytest.raises(ConfigError, match=r"data\.shards is /somewhere: shards hold texts"):
+        prepare_answers(DataConfig(shards="/somewhere"))
     examples = tokenize(PROBLEMS, Tokenizer.train(["abc"], 257))
     with pytest.raises(DataError, match=r"fill 0 sequences of 8 .*\(3 longer ones are left out\)"):
         AnswerBatches(examples, 8, 1, 0, fill=0)
