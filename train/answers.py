@@ -80,13 +80,13 @@ class AnswerBatches:
         Raises:
             DataError: if they fill less than one step.
         """
-        self.inputs, self.targets, self.left_out = pack(examples, context, fill)
+        self.inputs, self.targets = pack(examples, context, fill)
         self.blocks, self.context = len(self.inputs), context
         if self.blocks < batch:
             raise DataError(
                 f"the examples fill {self.blocks} sequences of {context} tokens, but one step "
                 f"takes {batch}; give more data or lower total_batch_tokens"
-                + (f" ({self.left_out} longer ones are left out)" if self.left_out else "")
+                f" ({left_out(examples, context)} longer ones are left out)"
             )
         # The order of `Batches`, with one sequence for every block.
         self._order = Batches(np.zeros(self.blocks + 1, np.uint16), 1, batch, seed)
@@ -107,15 +107,19 @@ class AnswerBatches:
         return self.batch * self.context / learned
 
 
-def pack(examples: Examples, context: int, fill: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """Whole examples in as few sequences as the best-fit rule needs.
+def left_out(examples: Examples, context: int) -> int:
+    """How many examples are longer than a sequence."""
+    return int((np.diff(examples.ends, prepend=0) > context + 1).sum())
+
+
+def pack(examples: Examples, context: int, fill: int) -> tuple[np.ndarray, np.ndarray]:
+    """Whole examples in as few sequences as the best-fit rule needs; longer ones are left out.
 
     Returns:
-        inputs and targets, each (sequences, context) int64, and the number of examples that are
-        longer than a sequence and left out.
+        inputs and targets, each (sequences, context) int64.
     """
-    starts = np.concatenate([[0], examples.ends[:-1]])
-    sizes = examples.ends - starts
+    sizes = np.diff(examples.ends, prepend=0)
+    starts = examples.ends - sizes
     rows: list[list[int]] = []
     room: list[tuple[int, int]] = []  # (tokens left, row), rising
     for example in np.argsort(-sizes, kind="stable"):
@@ -138,7 +142,7 @@ def pack(examples: Examples, context: int, fill: int) -> tuple[np.ndarray, np.nd
             tokens[row, to], learned[row, to] = examples.tokens[part], examples.learned[part]
             at = to.stop
     targets = np.where(learned[:, 1:], tokens[:, 1:], IGNORED)
-    return tokens[:, :-1].copy(), targets, int((sizes > context + 1).sum())
+    return tokens[:, :-1].copy(), targets
 
 
 def prepare_answers(config: DataConfig) -> AnswerCorpus:

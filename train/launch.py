@@ -16,7 +16,7 @@ from mhc_model.checkpoint import find_checkpoint, read_model_config
 from mhc_model.config import ModelConfig
 from mhc_model.errors import ConfigError
 from mhc_model.settings import to_yaml, validate_settings
-from train.answers import AnswerBatches, prepare_answers
+from train.answers import AnswerCorpus, left_out, prepare_answers
 from train.config import TrainConfig, differing_fields
 from train.corpus import Corpus, prepare_corpus
 from train.loop import make_batches
@@ -93,13 +93,15 @@ def launch(config: TrainConfig, ray_arguments: Mapping[str, Any]) -> None:
 
 def _check_start(config: TrainConfig, corpus: Corpus) -> None:
     """Refuses what cannot work before anything is written or started."""
-    batches = make_batches(config, corpus)
-    if isinstance(batches, AnswerBatches) and batches.left_out:
-        print(
-            f"{batches.left_out} of {corpus.documents} examples are longer than sequences of "
-            f"{config.context} tokens and are left out",
-            flush=True,
-        )
+    make_batches(config, corpus)
+    if isinstance(corpus, AnswerCorpus):
+        for kind, examples in (("training", corpus.training), ("held-out", corpus.held_out)):
+            if count := left_out(examples, config.context):
+                print(
+                    f"{count} of {len(examples.ends)} {kind} examples are longer than sequences of "
+                    f"{config.context} tokens and are left out",
+                    flush=True,
+                )
     check_samples(config.samples, corpus.tokenizer, config.model.max_seq_len)
     for name in ("wandb", "mlflow"):
         if getattr(config.trackers, name):

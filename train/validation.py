@@ -102,7 +102,7 @@ class AnswerValidation(Validation):
             DataError: if none is left.
         """
         self.group = group
-        inputs, targets, _ = pack(corpus.held_out, context, corpus.tokenizer.eos_id)
+        inputs, targets = pack(corpus.held_out, context, corpus.tokenizer.eos_id)
         if not len(inputs):
             raise DataError(
                 f"every held-out example is longer than a sequence of {context} tokens; raise "

@@ -17,7 +17,15 @@ from evals.tasks import prompt
 from mhc_model import ConfigError, DataError, load_checkpoint
 from mhc_model.settings import load_settings, validate_settings
 from mhc_model.tokenizer import Tokenizer
-from train.answers import IGNORED, AnswerBatches, Examples, pack, prepare_answers, tokenize
+from train.answers import (
+    IGNORED,
+    AnswerBatches,
+    Examples,
+    left_out,
+    pack,
+    prepare_answers,
+    tokenize,
+)
 from train.config import DataConfig, TrainConfig
 from train.launch import with_start, with_vocabulary
 from train.loop import Trainer
@@ -66,8 +74,8 @@ def test_sequences_hold_whole_examples_and_learn_answers_only():
     tokens = np.arange(ends[-1], dtype=np.uint32) + 1000
     places = np.concatenate([np.arange(size) for size in sizes])
     examples = Examples(tokens, places >= 1, ends)
-    inputs, targets, left_out = pack(examples, 24, fill=7)
-    assert left_out == (sizes > 25).sum() > 0
+    inputs, targets = pack(examples, 24, fill=7)
+    assert left_out(examples, 24) == (sizes > 25).sum() > 0
     learned = targets[targets != IGNORED]
     kept = np.repeat(sizes <= 25, sizes)
     assert sorted(learned) == sorted(tokens[kept & examples.learned])
