@@ -435,30 +435,37 @@ class Decoder(nn.Module):
         return sum(parameter.numel() for parameter in self.parameters())
 
     @classmethod
-    def describe(cls, config: ModelConfig) -> str:
-        """The size of a model of this configuration, in words, without building it."""
+    def describe(cls, config: ModelConfig, context: int | None = None) -> str:
+        """The size of a model of this configuration, in words, without building it.
+
+        `context` as in `estimate_flops`.
+        """
         with torch.device("meta"):
             model = cls(config, seed=None)
             plain = cls(config.model_copy(update={"mhc": None}), seed=None)
         count = model.count_parameters()
         streams = f" ({count - plain.count_parameters():,} of them for the streams)"
         text = f"{count:,} parameters{'' if config.mhc is None else streams}"
-        return f"{text}, {model.estimate_flops():,} FLOPs per token"
+        return f"{text}, {model.estimate_flops(context):,} FLOPs per token"
 
-    def estimate_flops(self) -> int:
-        """FLOPs per token of forward and backward at full context (PaLM, arXiv:2204.02311, B).
+    def estimate_flops(self, context: int | None = None) -> int:
+        """FLOPs per token of forward and backward (PaLM, arXiv:2204.02311, B).
 
         6 for each weight of a matrix product, 12 L h d T for attention; look-ups are free. The
         streams' own mixing adds 6 (n * n + 2 n) c per sublayer.
+
+        Args:
+            context: T, tokens of a sequence; None is the model's whole context.
         """
         config = self.config
+        context = config.max_seq_len if context is None else context
         matrices = sum(
             parameter.numel()
             for name, parameter in self.named_parameters()
             if parameter.ndim == 2 and not name.endswith(("embedding.weight", "stream_embedding"))
         )
         matrices += self.embedding.weight.numel() if config.tied else 0
-        attention = 12 * config.n_layers * config.n_heads * config.head_dim * config.max_seq_len
+        attention = 12 * config.n_layers * config.n_heads * config.head_dim * context
         mixing = 0
         if config.mhc is not None:
             n = config.mhc.n_streams
