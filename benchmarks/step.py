@@ -13,6 +13,7 @@ from benchmarks.streams import triton_available, with_eager_streams
 from benchmarks.timing import interleave, print_times, summarize
 from mhc_model.config import MHCConfig, ModelConfig
 from mhc_model.decoder import Decoder
+from mhc_model.settings import validate_settings
 from train.config import OptimizerConfig
 from train.objective import Objective
 from train.optimizer import Optimizers
@@ -23,7 +24,7 @@ LOSS_CHUNK = 4096  # tokens, the default of the training configuration
 class TrainStep:
     """A model with its optimizer, and one whole step of training on random tokens."""
 
-    def __init__(self, options: argparse.Namespace, name: str) -> None:
+    def __init__(self, options: argparse.Namespace, name: str, hidden: str = "adamw") -> None:
         self.options, self.device = options, torch.device(options.device)
         before = allocated(self.device)
         config = ModelConfig(
@@ -38,7 +39,9 @@ class TrainStep:
         self.objective = Objective(self.decoder, LOSS_CHUNK)
         if name.endswith("-compiled"):
             self.objective.compile()
-        self.optimizers = Optimizers(self.decoder, OptimizerConfig(hidden="adamw"))
+        self.optimizers = Optimizers(
+            self.decoder, validate_settings(OptimizerConfig, {"hidden": hidden}, "step")
+        )
         shape = (self.passes, 2, options.batch, options.tokens)
         self.data = torch.randint(options.vocab, shape, device=self.device)
         if name == "ours-eager":

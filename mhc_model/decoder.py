@@ -291,8 +291,25 @@ class Decoder(nn.Module):
             for index in range(len(self.layers)):
                 x = self._run_layer(self._plain_layer, index, x, attend)
         else:
-            x = self._through_streams(x, gates, attend)
+            x = self._through_streams(x, gates, attend, len(self.layers), self.watch)
         return self.final_norm(x)
+
+    def hidden_after(self, tokens: Tensor, layers: int) -> Tensor:
+        """The mean of the streams after the first layers, under the learned gates: (b, t, c).
+
+        Args:
+            tokens: (b, t) int64 token ids.
+            layers: 1 to L; the others do not run.
+
+        Raises:
+            GateError: for a plain model, which has no streams.
+            EngineError: if the sequence is longer than the context.
+        """
+        gates = self.learned_gates().expand(tokens.shape[0], -1)
+        attend = self._attend(tokens, None)
+        # Unwatched: whoever watches waits for whole passes, perhaps in another thread.
+        x = self._embed(tokens, self._positions(tokens, None))
+        return self._through_streams(x, gates, attend, layers, None)
 
     def _embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """(b, t) -> (b, t, c)."""
@@ -308,18 +325,23 @@ class Decoder(nn.Module):
         # The spare position of the cache may lie one past the context.
         return cache.positions(tokens.shape[1]).clamp(max=self.config.max_seq_len - 1)
 
-    def _through_streams(self, x: Tensor, gates: Tensor, attend: Attend) -> Tensor:
-        """(b, t, c) through all sublayers and streams, gates (b, 2L) -> (b, t, c)."""
+    def _through_streams(
+        self, x: Tensor, gates: Tensor, attend: Attend, count: int, watch: Watch | None
+    ) -> Tensor:
+        """(b, t, c) through the streams of the first `count` layers, gates (b, 2L) -> (b, t, c)."""
         b, t, _ = x.shape
         # Tokens are flat between the sublayers, each with the gates of its sequence.
         token_gates = gates.repeat_interleave(t, dim=0)
         first = self.layers[0].attention_connection
         x, u, coefficients = first.start(x.flatten(0, 1), self.stream_embedding)
-        for index in range(len(self.layers)):
+        for index in range(count):
             x, u, coefficients = self._run_layer(
-                self._stream_layer, index, (b, t), x, u, coefficients, gates, token_gates, attend
+                self._stream_layer,
+                *(index, (b, t), x, u, coefficients, gates, token_gates, attend, watch),
             )
-        return u.unflatten(0, (b, t))
+        # After the last layer u is that mean; before, it is what the next attention reads.
+        hidden = u if count == len(self.layers) else x.mean(dim=1)
+        return hidden.unflatten(0, (b, t))
 
     def _stream_layer(
         self,
@@ -331,6 +353,7 @@ class Decoder(nn.Module):
         gates: Tensor,
         token_gates: Tensor,
         attend: Attend,
+        watch: Watch | None,
     ) -> tuple[Tensor, Tensor, Coefficients]:
         """One layer: from what its attention reads to what the next layer's reads.
 
@@ -343,6 +366,7 @@ class Decoder(nn.Module):
             gates: (b, 2L).
             token_gates: (b t, 2L).
             attend: positions and cache.
+            watch: sees what every sublayer finds.
 
         Returns:
             The same three of the next layer. After the last one u is the mean of the streams.
@@ -350,9 +374,9 @@ class Decoder(nn.Module):
         layer, last = self.layers[index], index + 1 == len(self.layers)
         following = None if last else self.layers[index + 1].attention_connection
         for k, after in ((2 * index, layer.mlp_connection), (2 * index + 1, following)):
-            if self.watch is not None:
+            if watch is not None:
                 now = Coefficients(*(value.unflatten(0, shape) for value in coefficients))
-                self.watch(k, x.unflatten(0, shape), now, gates[:, k])
+                watch(k, x.unflatten(0, shape), now, gates[:, k])
             u = u.unflatten(0, shape)
             if k % 2:
                 y = layer.mlp(layer.mlp_norm(u, is_rms=True)).flatten(0, 1)
@@ -429,30 +453,37 @@ class Decoder(nn.Module):
         return sum(parameter.numel() for parameter in self.parameters())
 
     @classmethod
-    def describe(cls, config: ModelConfig) -> str:
-        """The size of a model of this configuration, in words, without building it."""
+    def describe(cls, config: ModelConfig, context: int | None = None) -> str:
+        """The size of a model of this configuration, in words, without building it.
+
+        `context` as in `estimate_flops`.
+        """
         with torch.device("meta"):
             model = cls(config, seed=None)
             plain = cls(config.model_copy(update={"mhc": None}), seed=None)
         count = model.count_parameters()
         streams = f" ({count - plain.count_parameters():,} of them for the streams)"
         text = f"{count:,} parameters{'' if config.mhc is None else streams}"
-        return f"{text}, {model.estimate_flops():,} FLOPs per token"
+        return f"{text}, {model.estimate_flops(context):,} FLOPs per token"
 
-    def estimate_flops(self) -> int:
-        """FLOPs per token of forward and backward at full context (PaLM, arXiv:2204.02311, B).
+    def estimate_flops(self, context: int | None = None) -> int:
+        """FLOPs per token of forward and backward (PaLM, arXiv:2204.02311, B).
 
         6 for each weight of a matrix product, 12 L h d T for attention; look-ups are free. The
         streams' own mixing adds 6 (n * n + 2 n) c per sublayer.
+
+        Args:
+            context: T, tokens of a sequence; None is the model's whole context.
         """
         config = self.config
+        context = config.max_seq_len if context is None else context
         matrices = sum(
             parameter.numel()
             for name, parameter in self.named_parameters()
             if parameter.ndim == 2 and not name.endswith(("embedding.weight", "stream_embedding"))
         )
         matrices += self.embedding.weight.numel() if config.tied else 0
-        attention = 12 * config.n_layers * config.n_heads * config.head_dim * config.max_seq_len
+        attention = 12 * config.n_layers * config.n_heads * config.head_dim * context
         mixing = 0
         if config.mhc is not None:
             n = config.mhc.n_streams

@@ -90,6 +90,8 @@ def _explain(settings: type[BaseModel], detail: Any) -> str:
         return f"{name or 'configuration'} is {detail['input']!r}: {detail['msg']}"
     fields = _fields_at(settings, location[:-1])
     near = difflib.get_close_matches(str(location[-1]), fields, n=1)
+    # A field in the wrong place comes before one with a like name in this.
+    near = [path for path in _paths(settings) if path.split(".")[-1] == location[-1]][:1] or near
     hint = f"did you mean {near[0]!r}?" if near else f"allowed: {', '.join(sorted(fields))}"
     return f"unknown key {name!r}; {hint}"
 
@@ -106,6 +108,17 @@ def _fields_at(settings: type[BaseModel], path: Sequence[Any]) -> list[str]:
         if models:
             current = models[0]
     return list(current.model_fields)
+
+
+def _paths(settings: type[BaseModel], prefix: str = "") -> list[str]:
+    """Dotted paths of all fields, those of nested models included."""
+    paths = []
+    for name, field in settings.model_fields.items():
+        paths.append(prefix + name)
+        for candidate in (field.annotation, *get_args(field.annotation)):
+            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+                paths += _paths(candidate, f"{prefix}{name}.")
+    return paths
 
 
 def load_settings(settings: type[S], path: str | Path) -> S:

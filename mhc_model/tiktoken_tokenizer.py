@@ -173,11 +173,11 @@ class TiktokenTokenizer(Tokenizer):
 
     def encode_batch(self, texts: Sequence[str], bos: bool = False) -> list[list[int]]:
         """`encode` of each text, on all cores."""
+        threads = min(len(texts), os.cpu_count() or 1)
+        if threads <= 1:  # starting a thread would take as long as a page of text
+            return [self.encode(text, bos) for text in texts]
         for text in texts:
             _check_whitespace(text)
-        threads = min(len(texts), os.cpu_count() or 1)
-        if threads == 0:
-            return []
         rows = self._encoding.encode_ordinary_batch(list(texts), num_threads=threads)
         return [[self.eos_id, *ids] for ids in rows] if bos else rows
 

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
-from mhc_model.decoder import Decoder
 from mhc_model.errors import MHCError
 from mhc_model.settings import parse_command_line
 from train.config import TrainConfig
+from train.estimate import estimate
 
 
 def summary(config: TrainConfig) -> str:
-    """What --dry-run says of the model; a trained vocabulary can turn out smaller."""
-    if config.init_from is not None:
-        return f"the model comes from {config.init_from}"
-    trained = {"vocab_size": config.data.vocab_size} if config.data.tokenizer == "train" else {}
-    return Decoder.describe(config.model.model_copy(update=trained))
+    """What --dry-run says besides: size, FLOPs, memory and time."""
+    if config.init_from is not None and not os.path.isdir(config.init_from):
+        return f"the model comes from {config.init_from}, which is not there (yet): no estimate"
+    return "\n# ".join(estimate(config).lines())
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from mhc_model.config import ModelConfig
 from mhc_model.settings import RaySettings, Settings
+
+# Of an attention head, where `depth` sets the sizes.
+HEAD_CHANNELS = 128
 
 # A run that is resumed may change these; the result is the same run, longer or on other machines.
 FREE_ON_RESUME = (
@@ -19,17 +23,48 @@ FREE_ON_RESUME = (
     "log_every",
     "checkpoint_every",
     "keep_last",
+    "keep_best",
     "eval_every",
+    "samples",
+    "trackers",
+    "peak_tflops",
+    "expected_mfu",
+    "deterministic",
     "compile",
     "gradient_checkpointing",
     "workers",
     "ray",
+    # The same shards may lie elsewhere: what is in them is compared.
+    "data.shards",
+    "data.shards_cache",
+    "data.verify_shards",
 )
+
+
+def _absolute(path: str | None) -> str | None:
+    """Workers have other working directories; a URI stays as it is."""
+    if path is None or "://" in path:
+        return path
+    return os.path.abspath(os.path.expanduser(path))
 
 
 class DataConfig(Settings):
     """What the model is trained on, what is held out, and the vocabulary."""
 
+    shards: str | None = Field(
+        None,
+        description="instead of files: a directory that `python -m train.prepare` wrote, made "
+        "absolute, or its URI; it brings training tokens, held-out documents and tokenizer",
+    )
+    shards_cache: str | None = Field(
+        None,
+        description="directory on each machine's own disk for copies of shards that a URI names; "
+        "none is one in the directory for temporary files",
+    )
+    verify_shards: bool = Field(
+        True,
+        description="compare the sha256 of every shard at the start of a run; sizes always are",
+    )
     files: tuple[str, ...] = Field(
         (),
         description="training files, plain or .gz: *.jsonl holds rows with text, or with question "
@@ -54,17 +89,36 @@ class DataConfig(Settings):
     builtin_count: int = Field(20_000, ge=1, description="built-in problems, all levels together")
     tokenizer: str = Field(
         "train",
-        description="'train' (byte-level BPE on the training documents), 'gpt2' (downloaded), a "
-        ".tiktoken file, or a directory with a saved tokenizer such as a checkpoint",
+        description="'train' (byte-level BPE on the training documents; with shards, theirs), "
+        "'gpt2' (downloaded), a .tiktoken file, or a directory with a saved tokenizer such as a "
+        "checkpoint",
     )
     vocab_size: int = Field(
         512, ge=257, description="ids wanted of a trained tokenizer; little text may give fewer"
     )
 
+    @field_validator("shards", "shards_cache")
+    @classmethod
+    def _make_absolute(cls, path: str | None) -> str | None:
+        return _absolute(path)
+
     @model_validator(mode="after")
     def _check_sources(self) -> DataConfig:
+        if self.shards is not None:
+            others = [
+                name
+                for name in ("files", "validation_files", "builtin_levels")
+                if getattr(self, name)
+            ]
+            if others:
+                flags = " ".join(f"--data.{name.replace('_', '-')}" for name in others)
+                raise ValueError(
+                    f"shards are given beside {' and '.join(others)}: give one or the other; "
+                    f"{flags} with nothing behind clears the others"
+                )
+            return self
         if not self.files and not self.builtin_levels:
-            raise ValueError("no data: give files, or builtin_levels such as [1]")
+            raise ValueError("no data: give shards, files, or builtin_levels such as [1]")
         if self.files and not self.validation_files and self.validation_share == 0.0:
             raise ValueError(
                 "nothing is held out of files: give validation_files or a validation_share above 0"
@@ -126,6 +180,23 @@ class WorkersConfig(Settings):
     )
 
 
+class SamplesConfig(Settings):
+    """Texts that the model continues at every validation, for a person to read."""
+
+    prompts: tuple[str, ...] = Field((), description="beginnings of texts; none writes nothing")
+    max_tokens: int = Field(32, ge=1, description="tokens that follow each, chosen greedily")
+
+
+class TrackersConfig(Settings):
+    """Services that get the metrics beside metrics.jsonl and TensorBoard, which always do."""
+
+    wandb: bool = Field(False, description="Weights & Biases; needs the extra 'wandb'")
+    mlflow: bool = Field(
+        False, description="MLflow at MLFLOW_TRACKING_URI; needs the extra 'mlflow'"
+    )
+    project: str = Field("mhc-gates", description="project (W&B) or experiment (MLflow)")
+
+
 class TrainConfig(Settings):
     """One training run."""
 
@@ -146,9 +217,20 @@ class TrainConfig(Settings):
         ge=1,
         description="tokens of a training sequence; none is model.max_seq_len. init_from needs it",
     )
+    depth: int | None = Field(
+        None,
+        ge=1,
+        description="sets three fields of the model by its number of layers, as nanochat does: "
+        "n_layers, d_model 64 times that (raised to whole heads) and heads of 128 channels",
+    )
     trained: Literal["all", "mhc"] = Field(
         "all",
         description="what learns: everything, or hyper-connections, stream embedding and gates",
+    )
+    loss_on: Literal["all", "answers"] = Field(
+        "all",
+        description="which tokens are learned: all; or those of answers only, where data is "
+        "questions with answers, whole ones side by side in each sequence",
     )
     steps: int = Field(ge=1, description="optimizer steps of the whole run")
     warmup_steps: int = Field(0, ge=0, description="steps over which learning rates rise linearly")
@@ -193,6 +275,20 @@ class TrainConfig(Settings):
         False, description="compute each layer once more in the backward pass, to save memory"
     )
     compile: bool = Field(False, description="torch.compile the training step")
+    deterministic: bool = Field(
+        False,
+        description="only operations that give the same bits every time, where a GPU has others; "
+        "slower. An operation that has none such is an error",
+    )
+    peak_tflops: float | None = Field(
+        None,
+        gt=0.0,
+        description="TFLOP/s of one worker's device at this precision, for MFU and the estimate "
+        "of --dry-run; none takes a known GPU's own figure",
+    )
+    expected_mfu: float = Field(
+        0.4, gt=0.0, le=1.0, description="share of peak_tflops that --dry-run counts on"
+    )
     log_every: int = Field(10, ge=1, description="steps between progress lines")
     eval_every: int = Field(100, ge=1, description="steps between validations; the end is always")
     checkpoint_every: int = Field(
@@ -201,6 +297,13 @@ class TrainConfig(Settings):
     keep_last: int = Field(
         2, ge=2, description="checkpoints kept; two, so that a damaged one has a predecessor"
     )
+    keep_best: bool = Field(
+        True,
+        description="also save, and keep, the checkpoint with the fewest bits per byte on held-out "
+        "text; best.json names it",
+    )
+    samples: SamplesConfig = Field(SamplesConfig(), description="texts written at validations")
+    trackers: TrackersConfig = Field(TrackersConfig(), description="further homes of the metrics")
     model: ModelConfig = Field(
         ModelConfig(), description="the model; vocab_size is set from the tokenizer"
     )
@@ -210,6 +313,18 @@ class TrainConfig(Settings):
     optimizer: OptimizerConfig = Field(OptimizerConfig(), description="learning rates")
     workers: WorkersConfig = Field(WorkersConfig(), description="Ray Train workers")
     ray: RaySettings = Field(RaySettings(), description="where Ray runs")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _apply_depth(cls, values: Any) -> Any:
+        depth = values.get("depth") if isinstance(values, dict) else None
+        if type(depth) is not int or depth < 1:  # its own check says so
+            return values
+        model = values.get("model", {})
+        model = model.model_dump() if isinstance(model, ModelConfig) else model
+        heads = math.ceil(depth * 64 / HEAD_CHANNELS)
+        sizes = {"n_layers": depth, "d_model": heads * HEAD_CHANNELS, "n_heads": heads}
+        return {**values, "model": {**model, **sizes}} if isinstance(model, dict) else values
 
     @field_validator("name")
     @classmethod
@@ -223,10 +338,7 @@ class TrainConfig(Settings):
     @field_validator("storage", "init_from")
     @classmethod
     def _make_absolute(cls, path: str | None) -> str | None:
-        # Workers have other working directories.
-        if path is None or "://" in path:
-            return path
-        return os.path.abspath(os.path.expanduser(path))
+        return _absolute(path)
 
     @model_validator(mode="after")
     def _check_batch(self) -> TrainConfig:
@@ -246,6 +358,8 @@ class TrainConfig(Settings):
             raise ValueError("init_from needs sequence_length, for example 512")
         if self.init_from is None and self.trained != "all":
             raise ValueError(f"trained is {self.trained!r}; it needs a model in init_from")
+        if self.init_from is not None and self.depth is not None:
+            raise ValueError(f"depth is {self.depth}; init_from brings its own model")
         return self
 
     @property
@@ -271,7 +385,7 @@ def differing_fields(before: TrainConfig, now: TrainConfig) -> list[str]:
     return [
         f"{path}: {old!r} -> {new!r}"
         for path, old, new in _leaves("", before.model_dump(), now.model_dump())
-        if path.split(".")[0] not in FREE_ON_RESUME
+        if path not in FREE_ON_RESUME and path.split(".")[0] not in FREE_ON_RESUME
     ]
 
 

@@ -1,33 +1,46 @@
-"""Documents: read from files or made by the built-in generator, split, tokenized, packed.
+"""What a run trains on: prepared shards; or files and built-in problems, tokenized in memory.
 
-The driver prepares the corpus once and hands it to the workers through Ray's object store, so the
-files need to be readable by the driver only, and all workers see the same tokens.
+The driver opens the corpus once and hands it to the workers through Ray's object store. Of files
+and built-in problems the workers get the tokens, so only the driver needs the files, and all
+workers see the same. Of shards they get the manifest, and read them themselves.
 """
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import numpy as np
 
-from evals.problem import Problem
 from evals.tasks import document, load_problems
 from mhc_model.checkpoint import find_checkpoint
 from mhc_model.errors import CheckpointError, DataError
 from mhc_model.tokenizer import Tokenizer
 from train.config import DataConfig
+from train.data import Tokens
+from train.documents import is_held_out, read_documents
+from train.shards import ShardedTokens, tokenizer_sha256
 
-# A text file is cut at blank lines into documents of at least this size. Several contexts long, so
-# that little is lost, and short enough that a share of one book can be held out.
-TEXT_DOCUMENT_CHARACTERS = 8192
 # Documents whose ids exist as Python integers, which take many times the space of the array.
 TOKENIZE_AT_ONCE = 4096
+
+T = TypeVar("T")
+
+
+class TokenizerChoice(Protocol):
+    """A configuration with a tokenizer, `DataConfig` or that of train.prepare."""
+
+    @property
+    def tokenizer(self) -> str:
+        """As `DataConfig.tokenizer`."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids wanted of a trained one."""
 
 
 @dataclass(frozen=True)
@@ -35,14 +48,15 @@ class Corpus:
     """Everything that training reads.
 
     Attributes:
-        tokens: (count,) uint16 or uint32; every document with the separator in front.
+        tokens: (count,) uint16 or uint32, every document with the separator in front; or shards of
+            the same.
         validation: held-out documents as text.
         tokenizer: what made the tokens.
         documents: number of training documents.
         sha256: of tokens, vocabulary and held-out documents; equal corpora have equal hashes.
     """
 
-    tokens: np.ndarray
+    tokens: Tokens
     validation: tuple[str, ...]
     tokenizer: Tokenizer
     documents: int
@@ -63,9 +77,12 @@ def prepare_corpus(config: DataConfig) -> Corpus:
     """Reads, splits and tokenizes; the same configuration and files give the same corpus.
 
     Raises:
-        DataError: if a file is missing or malformed, or nothing is left to train on or to hold out.
+        DataError: if a file is missing or malformed, or nothing is left to train on or to hold out;
+            or if a shard is missing, truncated or corrupt, or of another tokenizer.
         ConfigError: if the tokenizer is none of what `DataConfig.tokenizer` accepts.
     """
+    if config.shards is not None:
+        return _open_shards(config, config.shards)
     training, validation = _split_documents(config)
     if not training or not validation:
         raise DataError(
@@ -80,7 +97,29 @@ def prepare_corpus(config: DataConfig) -> Corpus:
         validation=tuple(validation),
         tokenizer=tokenizer,
         documents=len(training),
-        sha256=_fingerprint(tokens, tokenizer, validation),
+        sha256=fingerprint(tokens, tokenizer, validation),
+    )
+
+
+def _open_shards(config: DataConfig, location: str) -> Corpus:
+    tokens = ShardedTokens(location, config.shards_cache)
+    tokenizer = tokens.tokenizer()
+    if config.tokenizer != "train":
+        named = load_tokenizer(config, ())
+        if tokenizer_sha256(named) != tokens.manifest.tokenizer_sha256:
+            raise DataError(
+                f"the shards in {location} were made with another tokenizer than {config.tokenizer}"
+                f"; prepare them with --tokenizer {config.tokenizer}, or leave out data.tokenizer"
+            )
+    if config.verify_shards:
+        tokens.verify()
+    limit = config.validation_documents
+    return Corpus(
+        tokens=tokens,
+        validation=tokens.validation_texts(tokenizer, limit),
+        tokenizer=tokenizer,
+        documents=sum(entry.documents for entry in tokens.manifest.train),
+        sha256=hashlib.sha256(f"{tokens.sha256} {limit}".encode()).hexdigest(),
     )
 
 
@@ -94,8 +133,14 @@ def _tokenize(documents: Sequence[str], tokenizer: Tokenizer) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def load_tokenizer(config: DataConfig, documents: Sequence[str]) -> Tokenizer:
-    """The tokenizer that the configuration names, trained on `documents` if it says so."""
+def load_tokenizer(config: TokenizerChoice, documents: Iterable[str]) -> Tokenizer:
+    """The tokenizer that a configuration names, trained on `documents`, read once, if it says so.
+
+    Raises:
+        DataError: if a file or directory does not exist, or is malformed.
+        CheckpointError: if the directory has no tokenizer.
+        ConfigError: if it is none of what `DataConfig.tokenizer` accepts.
+    """
     if config.tokenizer == "train":
         return Tokenizer.train(documents, config.vocab_size)
     path = Path(config.tokenizer)
@@ -122,91 +167,25 @@ def _split_documents(config: DataConfig) -> tuple[list[str], list[str]]:
     if config.validation_files:
         held_out = [text for path in config.validation_files for text in read_documents(path)]
     else:
-        held_out = [text for text in documents if _is_held_out(text, config.validation_share)]
-        documents = [text for text in documents if not _is_held_out(text, config.validation_share)]
+        held_out = [text for text in documents if is_held_out(text, config.validation_share)]
+        documents = [text for text in documents if not is_held_out(text, config.validation_share)]
     if config.files and not held_out:
         raise DataError(
             f"none of {len(documents)} documents is held out at data.validation_share "
             f"{config.validation_share}; raise it, or give data.validation_files"
         )
-    return training + documents, validation + _spread(held_out, config.validation_documents)
+    return training + documents, validation + spread(held_out, config.validation_documents)
 
 
-def _is_held_out(text: str, share: float) -> bool:
-    """Decided by the text itself: copies of a document are on the same side."""
-    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
-    return int.from_bytes(digest[:8], "big") < share * 2**64
-
-
-def _spread(documents: list[str], limit: int) -> list[str]:
-    """At most `limit` documents, evenly over all of them."""
+def spread(documents: list[T], limit: int) -> list[T]:
+    """At most `limit` of them, evenly over all."""
     if len(documents) <= limit:
         return documents
     return [documents[i * len(documents) // limit] for i in range(limit)]
 
 
-def read_documents(path: str) -> Iterator[str]:
-    """Documents of a text or JSON-lines file, plain or .gz.
-
-    Raises:
-        DataError: naming the file, the line and what is wrong.
-    """
-    name = path.removesuffix(".gz")
-    count = 0
-    for text in _read_json_lines(path) if name.endswith(".jsonl") else _read_text(path):
-        count += 1
-        yield text
-    if count == 0:
-        raise DataError(f"{path} is empty")
-
-
-def _read_lines(path: str) -> Iterator[str]:
-    opener = gzip.open if path.endswith(".gz") else open
-    try:
-        with opener(path, "rt", encoding="utf-8") as file:
-            yield from file
-    except (OSError, EOFError, UnicodeDecodeError) as error:  # gzip raises the first two
-        raise DataError(f"{path} cannot be read: {error}") from None
-
-
-def _read_text(path: str) -> Iterator[str]:
-    lines: list[str] = []
-    size = 0
-    for line in _read_lines(path):
-        lines.append(line)
-        size += len(line)
-        if size >= TEXT_DOCUMENT_CHARACTERS and not line.strip():
-            yield "".join(lines)
-            lines, size = [], 0
-    rest = "".join(lines)
-    if rest.strip():
-        yield rest
-
-
-def _read_json_lines(path: str) -> Iterator[str]:
-    for number, line in enumerate(_read_lines(path), start=1):
-        if line.strip():
-            yield _row_text(line, f"{path} line {number}")
-
-
-def _row_text(line: str, where: str) -> str:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where} is not JSON ({error.msg}): {line[:80]!r}") from None
-    values = [row.get(key) for key in ("text", "question", "answer")] if type(row) is dict else []
-    match values:
-        case [str(text), _, _] if text.strip():
-            return text
-        case [_, str(question), str(answer)] if question.strip() and answer.strip():
-            return document(Problem(where, question, answer))
-    raise DataError(
-        f"{where} has neither 'text' nor 'question' and 'answer' as texts that are not empty: "
-        f"{line[:80]!r}"
-    )
-
-
-def _fingerprint(tokens: np.ndarray, tokenizer: Tokenizer, validation: Sequence[str]) -> str:
+def fingerprint(tokens: np.ndarray, tokenizer: Tokenizer, validation: Sequence[str]) -> str:
+    """sha256 of everything that a run reads."""
     digest = hashlib.sha256(tokens.tobytes())
     for part in [tokenizer.rules, *validation]:
         digest.update(part.encode("utf-8", "surrogatepass") + b"\0")

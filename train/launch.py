@@ -16,11 +16,14 @@ from mhc_model.checkpoint import find_checkpoint, read_model_config
 from mhc_model.config import ModelConfig
 from mhc_model.errors import ConfigError
 from mhc_model.settings import to_yaml, validate_settings
+from train.answers import AnswerCorpus, left_out, prepare_answers
 from train.config import TrainConfig, differing_fields
 from train.corpus import Corpus, prepare_corpus
-from train.data import Batches
+from train.loop import make_batches
 from train.resume import find_resume
 from train.run_directory import RunDirectory
+from train.samples import check_samples
+from train.trackers import import_tracker
 from train.worker import train_worker
 
 # Ray Train's own list of checkpoints. It refuses to start where the list and the directory differ,
@@ -56,10 +59,12 @@ def launch(config: TrainConfig, ray_arguments: Mapping[str, Any]) -> None:
         ray.train.TrainingFailedError: if workers failed more often than workers.max_failures.
     """
     config = with_start(config)
-    corpus = prepare_corpus(config.data)
+    if config.loss_on == "answers":
+        corpus: Corpus = prepare_answers(config.data)
+    else:
+        corpus = prepare_corpus(config.data)
     config = with_vocabulary(config, corpus.tokenizer.vocab_size)
-    # Refuses a corpus that is too small before anything is written or started.
-    Batches(corpus.tokens, config.context, config.batch_sequences, config.seed)
+    _check_start(config, corpus)
     run = RunDirectory(config.storage, config.name)
     check_same_run(run, config, corpus)
     print(
@@ -84,6 +89,23 @@ def launch(config: TrainConfig, ray_arguments: Mapping[str, Any]) -> None:
         f"{result['val_loss']:.4f}, bits per byte {result['val_bpb']:.4f}: {run.location}",
         flush=True,
     )
+
+
+def _check_start(config: TrainConfig, corpus: Corpus) -> None:
+    """Refuses what cannot work before anything is written or started."""
+    make_batches(config, corpus)
+    if isinstance(corpus, AnswerCorpus):
+        for kind, examples in (("training", corpus.training), ("held-out", corpus.held_out)):
+            if count := left_out(examples, config.context):
+                print(
+                    f"{count} of {len(examples.ends)} {kind} examples are longer than sequences of "
+                    f"{config.context} tokens and are left out",
+                    flush=True,
+                )
+    check_samples(config.samples, corpus.tokenizer, config.model.max_seq_len)
+    for name in ("wandb", "mlflow"):
+        if getattr(config.trackers, name):
+            import_tracker(name)
 
 
 def with_start(config: TrainConfig) -> TrainConfig:

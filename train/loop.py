@@ -17,20 +17,37 @@ from torch.nn.parallel import DistributedDataParallel
 from mhc_model.checkpoint import load_checkpoint
 from mhc_model.decoder import Decoder
 from mhc_model.errors import MHCError
+from train.answers import AnswerBatches, AnswerCorpus
+from train.best import Best
 from train.config import TrainConfig
 from train.corpus import Corpus
-from train.data import Batches
+from train.data import Batches, ReadAhead
+from train.hardware import device_peak_tflops, peak_memory
 from train.metrics import MetricsLog, Progress
 from train.objective import GateNoise, Objective, draw_gate_noise, noise_width
 from train.optimizer import Optimizers, freeze_all_but_mhc
 from train.process_group import ProcessGroup
 from train.resume import find_resume, load_step, save_step
 from train.run_directory import RunDirectory
-from train.validation import Validation
+from train.samples import write_samples
+from train.trackers import make_trackers
+from train.validation import AnswerValidation, Validation
 
 Persist = Callable[[int, dict[str, Any], Path | None], None]
 """persist(step, metrics, directory) stores a checkpoint as step-... of the run and returns when it
 is there. Every worker calls it; only rank 0 has a directory."""
+
+
+def make_batches(config: TrainConfig, corpus: Corpus) -> Batches | AnswerBatches:
+    """The sequences of every step.
+
+    Raises:
+        DataError: if the corpus is smaller than one step.
+    """
+    sizes = (config.context, config.batch_sequences, config.seed)
+    if isinstance(corpus, AnswerCorpus):
+        return AnswerBatches(corpus.training, *sizes, corpus.tokenizer.eos_id)
+    return Batches(corpus.tokens, *sizes)
 
 
 class Trainer:
@@ -54,8 +71,18 @@ class Trainer:
         if config.trained == "mhc":
             freeze_all_but_mhc(self.decoder)
         self.optimizers = Optimizers(self.decoder, config.optimizer)
-        self.validation = Validation(corpus.validation, corpus.tokenizer, group, config.context)
-        self.batches = Batches(corpus.tokens, config.context, config.batch_sequences, config.seed)
+        self.batches = make_batches(config, corpus)
+        if isinstance(corpus, AnswerCorpus):
+            self.validation: Validation = AnswerValidation(corpus, group, config.context)
+        else:
+            self.validation = Validation(corpus.validation, corpus.tokenizer, group, config.context)
+        own = config.batch_sequences // group.size
+        self.ahead = ReadAhead(
+            self.batches,
+            own=range(group.rank * own, (group.rank + 1) * own),
+            device_batch=config.device_batch,
+            pinned=group.device.type == "cuda",
+        )
         self.objective = Objective(self.decoder, config.loss_chunk)
         if config.compile:
             self.objective.compile()
@@ -95,30 +122,63 @@ class Trainer:
             MHCError: if the loss is not a finite number.
         """
         config = self.config
-        log = MetricsLog(self.run, self.step) if self.group.is_first else None
-        progress = Progress(self.step + 1, config.steps, config.total_batch_tokens)
+        log, best = None, None
+        if self.group.is_first:
+            trackers = make_trackers(config, self.run.location)
+            log, best = MetricsLog(self.run, self.step, trackers), Best(self.run)
+        lowest = self.group.total(0.0 if best is None else best.bits_per_byte)
+        progress = Progress(
+            self.step + 1,
+            config.steps,
+            config.total_batch_tokens,
+            self._tokens_per_second_at_peak(),
+        )
         try:
             while self.step < config.steps:
                 started = time.perf_counter()
                 row = self.train_step()
                 row |= progress.timing(self.step, time.perf_counter() - started)
+                row["peak_memory_gib"] = round(peak_memory(self.group.device) / 2**30, 3)
                 last = self.step == config.steps
                 evaluated = last or self.step % config.eval_every == 0
                 if evaluated:
                     row |= self.evaluate()
                 if log is not None:
-                    log.write(row)
-                    if last or self.step % config.log_every == 0:
-                        print(progress.step_line(row), flush=True)
-                    if evaluated:
-                        print(progress.validation_line(row), flush=True)
-                if last or self.step % config.checkpoint_every == 0:
-                    self._save(row, persist)
+                    self._report(row, evaluated, log, progress)
+                bits = row.get("val_bpb", math.inf)
+                improved = config.keep_best and bits < lowest
+                if last or self.step % config.checkpoint_every == 0 or improved:
+                    self._save(row, persist, best)
+                    lowest = min(lowest, bits)
                     if log is not None:
                         log.publish()
         finally:
+            self.ahead.close()
             if log is not None:
                 log.close()
+
+    def _report(
+        self, row: dict[str, Any], evaluated: bool, log: MetricsLog, progress: Progress
+    ) -> None:
+        """Writes a step's row, with samples after a validation, and its lines; for rank 0."""
+        config = self.config
+        if evaluated and config.samples.prompts:
+            row["samples"] = write_samples(self.decoder, self.corpus.tokenizer, config.samples)
+        log.write(row)
+        if self.step == config.steps or self.step % config.log_every == 0:
+            print(progress.step_line(row), flush=True)
+        if evaluated:
+            print(progress.validation_line(row), flush=True)
+            for sample in row.get("samples", []):
+                print(progress.sample_line(row, sample), flush=True)
+
+    def _tokens_per_second_at_peak(self) -> float | None:
+        """What all workers' devices would do if they did nothing but the model's FLOPs."""
+        config = self.config
+        peak = config.peak_tflops or device_peak_tflops(self.group.device, config.precision)
+        if peak is None:
+            return None
+        return peak * 1e12 * self.group.size / self.decoder.estimate_flops(config.context)
 
     def train_step(self) -> dict[str, Any]:
         """One optimizer step on this worker's part of the batch; gives the row of metrics."""
@@ -128,18 +188,20 @@ class Trainer:
         first = self.group.rank * own
         noise = self._gate_noise(step)
         starts = range(first, first + own, config.device_batch)
+        weight = self.batches.weight(step) if isinstance(self.batches, AnswerBatches) else 1.0
         loss = 0.0
         for start in starts:
             stop = start + config.device_batch
-            inputs, targets = self.batches.sequences(step, start, stop)
+            inputs, targets = self.ahead.sequences(step, start, stop)
             part = None if noise is None else noise.part(start, stop)
             with ExitStack() as stack:
                 if stop < first + own:  # only the last pass exchanges gradients
                     stack.enter_context(self._no_sync())
                 with self._autocast():
                     pass_loss = self.model(*self._place(inputs, targets), self._place_noise(part))
-                (pass_loss / len(starts)).backward()
-            loss += pass_loss.detach() / len(starts)
+                pass_loss = pass_loss * (weight / len(starts))
+                pass_loss.backward()
+            loss += pass_loss.detach()
         loss = self.group.mean(float(loss))
         if not math.isfinite(loss):
             raise MHCError(
@@ -161,7 +223,7 @@ class Trainer:
         with self._autocast():
             return self.validation.evaluate(self.decoder)
 
-    def _save(self, row: dict[str, Any], persist: Persist) -> None:
+    def _save(self, row: dict[str, Any], persist: Persist, best: Best | None) -> None:
         if not self.group.is_first:
             persist(self.step, row, None)
             return
@@ -173,8 +235,11 @@ class Trainer:
             persist(self.step, row, directory)
         finally:
             shutil.rmtree(directory, ignore_errors=True)
+        if best is not None and self.config.keep_best and "val_bpb" in row:
+            best.take(self.step, row["val_bpb"])
         for step in self.run.steps()[: -self.config.keep_last]:
-            self.run.delete_step(step)
+            if best is None or step != best.step:
+                self.run.delete_step(step)
 
     def _gate_noise(self, step: int) -> GateNoise | None:
         """Noise of all sequences of the step; each worker takes its rows."""

@@ -1,19 +1,29 @@
-"""What a run says: progress lines, metrics.jsonl and TensorBoard."""
+"""What a run says: progress lines, metrics.jsonl, TensorBoard and other trackers."""
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
 from train.run_directory import RunDirectory
+from train.trackers import Tracker
 
 METRICS = "metrics.jsonl"
 # In every row; the others come with a validation.
-STEP_METRICS = {"loss", "lr_multiplier", "grad_norm", "dt", "tokens_per_second"}
+STEP_METRICS = {
+    "loss",
+    "lr_multiplier",
+    "grad_norm",
+    "dt",
+    "tokens_per_second",
+    "mfu",
+    "peak_memory_gib",
+}
 # Left out of timing: the first steps allocate memory and compile.
 UNTIMED_STEPS = 3
 
@@ -21,9 +31,18 @@ UNTIMED_STEPS = 3
 class MetricsLog:
     """One row a step in metrics.jsonl and the same numbers in TensorBoard; rank 0 has it."""
 
-    def __init__(self, run: RunDirectory, resumed_step: int) -> None:
-        """Drops the rows after `resumed_step`: those steps are done again."""
+    def __init__(
+        self, run: RunDirectory, resumed_step: int, trackers: Sequence[Tracker] = ()
+    ) -> None:
+        """Drops the rows after `resumed_step`: those steps are done again.
+
+        Args:
+            run: the run's directory.
+            resumed_step: last step that counts as done.
+            trackers: others that get every row; closed with this.
+        """
         self.run = run
+        self._trackers = trackers
         rows = (run.read_text(METRICS) or "").splitlines()
         kept = [row for row in rows if _row_step(row) <= resumed_step]
         run.write_text(METRICS, "".join(f"{row}\n" for row in kept))
@@ -37,13 +56,13 @@ class MetricsLog:
         """Adds the row of one step; `row["step"]` is its number."""
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
-        for name, value in row.items():
-            if isinstance(value, list):  # one number per sublayer
-                for index, number in enumerate(value):
-                    self._board.add_scalar(f"{name}/{index:03d}", number, row["step"])
-            elif name != "step":
-                group = "train" if name in STEP_METRICS else "validation"
-                self._board.add_scalar(f"{group}/{name}", value, row["step"])
+        scalars, texts = flatten(row)
+        for name, value in scalars.items():
+            self._board.add_scalar(name, value, row["step"])
+        for name, text in texts.items():
+            self._board.add_text(name, text, row["step"])
+        for tracker in self._trackers:
+            tracker.write(row["step"], scalars, texts)
 
     def publish(self) -> None:
         """Makes all rows so far visible where the run is stored."""
@@ -54,6 +73,27 @@ class MetricsLog:
         self._file.close()
         self._board.close()
         self.run.upload_work()
+        for tracker in self._trackers:
+            tracker.close()
+
+
+def flatten(row: dict[str, Any]) -> tuple[dict[str, float], dict[str, str]]:
+    """A row as numbers and as texts, each under a name with its group in front."""
+    scalars, texts = {}, {}
+    for name, value in row.items():
+        if name == "samples":
+            texts = {f"samples/{i}": s["prompt"] + s["text"] for i, s in enumerate(value)}
+        elif isinstance(value, list):  # one number per sublayer
+            scalars |= {f"{name}/{index:03d}": number for index, number in enumerate(value)}
+        elif name != "step":
+            scalars[f"{'train' if name in STEP_METRICS else 'validation'}/{name}"] = value
+    return scalars, texts
+
+
+def read_rows(run: RunDirectory) -> list[dict[str, Any]]:
+    """All whole rows of a run, in order."""
+    rows = (run.read_text(METRICS) or "").splitlines()
+    return [json.loads(row) for row in rows if _row_step(row) != float("inf")]
 
 
 def _row_step(row: str) -> float:
@@ -67,18 +107,39 @@ def _row_step(row: str) -> float:
 class Progress:
     """Times the steps and makes the line that a person reads: greppable by `step `."""
 
-    def __init__(self, first_step: int, last_step: int, tokens_per_step: int) -> None:
+    def __init__(
+        self,
+        first_step: int,
+        last_step: int,
+        tokens_per_step: int,
+        tokens_per_second_at_peak: float | None = None,
+    ) -> None:
+        """Starts the clock.
+
+        Args:
+            first_step: the next one.
+            last_step: of the run.
+            tokens_per_step: of all workers.
+            tokens_per_second_at_peak: what all devices would do at their peak; None where that is
+                not known.
+        """
         self.first_step, self.last_step = first_step, last_step
         self.tokens_per_step = tokens_per_step
+        self.at_peak = tokens_per_second_at_peak
         self._started = time.monotonic()
         self._timed_steps, self._timed_seconds = 0, 0.0
 
     def timing(self, step: int, seconds: float) -> dict[str, float]:
-        """Adds one step's duration; gives the metrics `dt` and `tokens_per_second`."""
+        """Adds one step's duration; gives the metrics `dt`, `tokens_per_second` and `mfu`.
+
+        There is no mfu (model FLOPs utilization) before a step is timed, or without a known peak.
+        """
         if step >= self.first_step + UNTIMED_STEPS:
             self._timed_steps += 1
             self._timed_seconds += seconds
-        return {"dt": round(seconds, 5), "tokens_per_second": round(self.tokens_per_second(), 1)}
+        rate = self.tokens_per_second()
+        timing = {"dt": round(seconds, 5), "tokens_per_second": round(rate, 1)}
+        return timing | ({"mfu": round(rate / self.at_peak, 4)} if rate and self.at_peak else {})
 
     def tokens_per_second(self) -> float:
         """Mean over the timed steps; 0 before there are any."""
@@ -93,8 +154,12 @@ class Progress:
             f"lr x{row['lr_multiplier']:.3f} | grad {row['grad_norm']:.3f} | "
             f"dt {row['dt'] * 1000:.0f} ms"
         )
+        if "peak_memory_gib" in row:
+            line += f" | mem {row['peak_memory_gib']:.2f} GiB"
         rate = self.tokens_per_second()
         if rate:
+            if "mfu" in row:
+                line += f" | MFU {row['mfu']:.1%}"
             left = (self.last_step - row["step"]) * self.tokens_per_step / rate
             line += f" | {rate:,.0f} tok/s | elapsed {_clock(elapsed)} | ETA {_clock(left)}"
         return line
@@ -111,6 +176,9 @@ class Progress:
                 f"gates {min(row['gates']):.3f} to {max(row['gates']):.3f}"
             )
         return line
+
+    def sample_line(self, row: dict[str, Any], sample: dict[str, str]) -> str:
+        return f"{self._position(row['step'])} | {sample['prompt']!r} -> {sample['text']!r}"
 
     def _position(self, step: int) -> str:
         return f"step {step:0{len(str(self.last_step))}d}/{self.last_step}"

@@ -74,7 +74,7 @@ class Objective(nn.Module):
 
         Args:
             inputs: (b, t) int64 token ids.
-            targets: (b, t) int64, the token after each input.
+            targets: (b, t) int64, the token after each input; -1 counts as a loss of 0.
             noise: random gates; None uses the learned gates of an mHC model throughout.
 
         Returns:
@@ -93,4 +93,5 @@ class Objective(nn.Module):
         return torch.stack(losses).sum() / len(wanted)
 
     def _summed_loss(self, hidden: Tensor, wanted: Tensor) -> Tensor:
-        return F.cross_entropy(self.decoder.logits(hidden), wanted, reduction="sum")
+        logits = self.decoder.logits(hidden)
+        return F.cross_entropy(logits, wanted, ignore_index=-1, reduction="sum")

@@ -3,6 +3,7 @@
 config.yaml       resolved configuration
 data.json         what the corpus was: its hash tells whether a resumed run sees the same data
 metrics.jsonl     one row a step
+best.json         the checkpoint with the fewest held-out bits per byte
 tensorboard/
 step-000100/      model/ (a checkpoint directory) and trainer/ (to resume)
 """

@@ -14,6 +14,7 @@ import ray.train.torch
 import torch
 
 from train.config import TrainConfig
+from train.hardware import make_deterministic
 from train.loop import Trainer
 from train.process_group import ProcessGroup
 from train.run_directory import RunDirectory, step_name
@@ -28,6 +29,8 @@ def train_worker(arguments: dict[str, Any]) -> None:
     config: TrainConfig = arguments["config"]
     # Ray Train logs every report with all its metrics at level INFO.
     logging.getLogger().setLevel(logging.WARNING)
+    if config.deterministic:
+        make_deterministic()
     torch.set_num_threads(config.workers.threads_per_worker)
     context = ray.train.get_context()
     group = ProcessGroup(
@@ -47,7 +50,7 @@ def train_worker(arguments: dict[str, Any]) -> None:
         kind = "plain" if config.model.mhc is None else "mHC"
         print(
             f"{kind} model of {trainer.decoder.count_parameters():,} parameters, "
-            f"{trainer.decoder.estimate_flops():,} FLOPs per token"
+            f"{trainer.decoder.estimate_flops(config.context):,} FLOPs per token"
             + (f"; resuming after step {trainer.step}" if trainer.step else ""),
             flush=True,
         )

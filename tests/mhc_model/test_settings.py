@@ -107,6 +107,7 @@ def test_dump_and_load(tmp_path):
             r"unknown key 'model.mhc.sinkhorn_iter'; did you mean 'sinkhorn_iters'\?",
         ),
         ("name: x\nzzz: 3", r"unknown key 'zzz'; allowed: model, name, optimizer, output"),
+        ("name: x\nlr: 3", r"unknown key 'lr'; did you mean 'optimizer.lr'\?"),
         ("name: x\nsteps: 0", r"steps is 0: .*greater than or equal to 1"),
         ("name: x\nsteps: 1.5", r"steps is 1.5: .*integer"),
         ("name: x\nsteps:", r"steps is None: .*integer"),

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import time
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ from evals.tasks import document, load_problems
 from mhc_model.errors import CheckpointError, DataError
 from mhc_model.tokenizer import Tokenizer
 from train.config import DataConfig
-from train.corpus import load_tokenizer, prepare_corpus, read_documents
-from train.data import Batches
+from train.corpus import load_tokenizer, prepare_corpus
+from train.data import Batches, ReadAhead, permute
+from train.documents import LONGEST_TEXT_DOCUMENT, read_documents
 
 BUILTIN = DataConfig(builtin_levels=(1,), builtin_count=300, validation_documents=20)
 
@@ -95,6 +97,8 @@ def test_named_validation_files_are_held_out(tmp_path):
         ("x.txt", b"\n\n", r"x.txt is empty"),
         ("x.txt", b"\xff\xfe", r"x.txt cannot be read"),
         ("x.txt.gz", b"no gzip", r"x.txt.gz cannot be read"),
+        ("x.txt.gz", gzip.compress(b"a text\n" * 99)[:-20], r"x.txt.gz cannot be read"),
+        ("x.jsonl", b'{"text": "a"}\n\n{"text": "\xff"}\n', r"x.jsonl line 3 is not UTF-8"),
     ],
 )
 def test_bad_files_are_named(tmp_path, name, content, message):
@@ -123,7 +127,76 @@ def test_tokenizer_choices(tmp_path, corpus):
         load_tokenizer(BUILTIN.model_copy(update={"tokenizer": str(tmp_path / "empty")}), [])
 
 
-@settings(max_examples=50)
+@pytest.mark.parametrize("paragraphs", [True, False])
+@pytest.mark.parametrize("rows", [True, False])
+def test_ranges_of_a_file_share_nothing_and_miss_nothing(tmp_path, rows, paragraphs):
+    lines = [f"Zeile {i}: größer, Ж, 漢字, \N{SLOTH}" for i in range(3000)]
+    content = "".join(
+        f"{line}\n" + "\n" * (paragraphs and i % 3 == 0) for i, line in enumerate(lines)
+    )
+    path = tmp_path / "book.txt"
+    if rows:
+        path = tmp_path / "rows.jsonl"
+        content = "".join(json.dumps({"text": line}, ensure_ascii=False) + "\n" for line in lines)
+    path.write_text(content, encoding="utf-8")
+    size = path.stat().st_size
+    for part in (size, size // 2 - 1, 9999, 1024):
+        texts = []
+        for start in range(0, size, part):
+            stop = start + part if start + part < size else None
+            texts += read_documents(str(path), start, stop)
+        if rows:
+            assert texts == lines
+        else:
+            assert "".join(texts) == content
+            assert all(text.startswith("Zeile") for text in texts)
+
+
+def test_text_without_blank_lines_or_line_ends_is_cut_too(tmp_path):
+    path = tmp_path / "endless.txt"
+    for content in ("größer " * 100_000, "größer Ж\n" * 80_000):
+        path.write_text(content, encoding="utf-8")
+        texts = list(read_documents(str(path)))
+        assert "".join(texts) == content
+        assert max(map(len, texts)) < 2 * LONGEST_TEXT_DOCUMENT
+        size = path.stat().st_size
+        parts = [
+            read_documents(str(path), start, start + 50_001) for start in range(0, size, 50_001)
+        ]
+        assert "".join(text for part in parts for text in part) == content
+
+
+@settings(max_examples=60, deadline=None)
+@given(size=st.integers(1, 3000), seed=st.integers(0, 2**32))
+def test_a_permutation_sends_every_place_elsewhere(size, seed):
+    keys = np.random.default_rng(seed).integers(2**64, size=6, dtype=np.uint64)
+    assert sorted(permute(np.arange(size), size, keys)) == list(range(size))
+
+
+def test_a_permutation_is_as_even_as_a_random_one():
+    size, bins, draws = 1000, 10, 400
+    counts = np.zeros((bins, bins))
+    neighbours = 0
+    for seed in range(draws):
+        keys = np.random.default_rng(seed).integers(2**64, size=6, dtype=np.uint64)
+        order = permute(np.arange(size), size, keys)
+        np.add.at(counts, (np.arange(size) * bins // size, order * bins // size), 1)
+        neighbours += np.sum(np.abs(np.diff(order)) == 1)
+    expected = draws * size / bins**2
+    # 81 degrees of freedom: a random permutation is beyond 140 once in 20,000 times.
+    assert ((counts - expected) ** 2 / expected).sum() < 140
+    assert neighbours / draws == pytest.approx(2, abs=0.4)
+
+
+def test_a_permutation_of_a_large_corpus_takes_no_table():
+    keys = np.random.default_rng(0).integers(2**64, size=6, dtype=np.uint64)
+    size = 10**12 + 7
+    ids = permute(np.arange(size - 10_000, size), size, keys)
+    assert len(set(ids.tolist())) == 10_000
+    assert 0 <= ids.min() < ids.max() < size
+
+
+@settings(max_examples=50, deadline=None)
 @given(
     count=st.integers(2, 400),
     context=st.integers(1, 8),
@@ -158,3 +231,40 @@ def test_a_batch_is_a_function_of_the_step_and_splits_over_workers():
     assert inputs.tolist() == [*halves[0].tolist(), *halves[1].tolist()]
     assert (targets == inputs + 1).all()
     assert (inputs[:, 0] % 8 == 0).all()
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_reading_ahead_changes_nothing(workers):
+    tokens = np.arange(1000, dtype=np.uint16)
+    batches = Batches(tokens, 8, 12, seed=3)
+    own = 12 // workers
+    for rank in range(workers):
+        part = range(rank * own, (rank + 1) * own)
+        ahead = ReadAhead(Batches(tokens, 8, 12, seed=3), part, device_batch=3)
+        # In order over two epochs, a jump back as after a resume, and a question out of order.
+        for step in [*range(1, 23), 7, 8, 9, 30]:
+            for start in range(part.start, part.stop, 3):
+                inputs, targets = ahead.sequences(step, start, start + 3)
+                expected = batches.sequences(step, start, start + 3)
+                assert inputs.equal(expected[0])
+                assert targets.equal(expected[1])
+        ahead.close()
+        assert ahead.sequences(5, 0, 12)[0].equal(batches.sequences(5, 0, 12)[0])
+        ahead.close()
+
+
+def test_batches_are_read_before_they_are_asked_for():
+    seen = []
+
+    class Watched(Batches):
+        def sequences(self, step, start, stop):
+            seen.append((step, start))
+            return super().sequences(step, start, stop)
+
+    ahead = ReadAhead(Watched(np.arange(1000), 8, 12, seed=3), range(6, 12), 3, depth=3)
+    ahead.sequences(4, 6, 9)
+    deadline = time.monotonic() + 20
+    while len(seen) < 4 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert seen == [(4, 6), (4, 9), (5, 6), (5, 9)]
+    ahead.close()

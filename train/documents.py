@@ -1,0 +1,190 @@
+"""Documents out of files: text cut at blank lines, rows with text or with question and answer.
+
+A file that is not compressed can be read in ranges of bytes, by several processes at once: a range
+begins where the one before it ends, whoever asks.
+"""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import hashlib
+import json
+import zlib
+from collections.abc import Iterator
+from typing import Any, BinaryIO, cast
+
+from evals.problem import Problem
+from evals.tasks import document
+from mhc_model.errors import DataError
+
+# A text file is cut at blank lines into documents of at least this size. Several contexts long, so
+# that little is lost, and short enough that a share of one book can be held out.
+TEXT_DOCUMENT_CHARACTERS = 8192
+# Where there are no blank lines it is cut at ends of lines, and lines of this size are cut too.
+LONGEST_TEXT_DOCUMENT = 131_072
+LINE_BYTES = 65_536
+# How far a range looks for its beginning.
+SEARCH_BYTES = 1 << 20
+
+
+def is_held_out(text: str, share: float, seed: int = 0) -> bool:
+    """Whether a document belongs to the held-out share.
+
+    Decided by the text itself: copies of a document are on the same side, in every file.
+
+    Args:
+        text: the document.
+        share: of all documents, in [0, 1].
+        seed: another one holds out others.
+    """
+    salt = b"" if seed == 0 else b"%d\0" % seed
+    digest = hashlib.sha256(salt + text.encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:8], "big") < share * 2**64
+
+
+def file_kind(path: str) -> str:
+    """What the name of a file says that it holds: "jsonl", "parquet" or "text"."""
+    name = path.removesuffix(".gz")
+    for kind in ("jsonl", "parquet"):
+        if name.endswith("." + kind):
+            return kind
+    return "text"
+
+
+def read_documents(
+    path: str, start: int = 0, stop: int | None = None, column: str = "text"
+) -> Iterator[str]:
+    """Documents of a text or JSON-lines file, plain or .gz, in constant memory.
+
+    Args:
+        path: *.jsonl or *.jsonl.gz has rows; everything else is text.
+        start: first byte; the documents begin with the first that starts at it or later.
+        stop: where the next range begins; None reads to the end. A .gz file has one range.
+        column: key of a row's text; rows without it need question and answer.
+
+    Raises:
+        DataError: naming the file, the line and what is wrong; or if a whole file is empty.
+    """
+    rows = file_kind(path) == "jsonl"
+    find = line_start if rows else paragraph_start
+    first, last = find(path, start), None if stop is None else find(path, stop)
+    count = 0
+    documents = _read_rows(path, first, last, column) if rows else _read_text(path, first, last)
+    for text in documents:
+        count += 1
+        yield text
+    if count == 0 and start == 0 and stop is None:
+        raise DataError(f"{path} is empty")
+
+
+def line_start(path: str, position: int) -> int:
+    """Start of the first line behind the byte at `position`; 0 for 0."""
+    if position == 0:
+        return 0
+    with open(path, "rb") as file:
+        file.seek(position)
+        file.readline()
+        return file.tell()
+
+
+def paragraph_start(path: str, position: int) -> int:
+    """Where a document may start behind the byte at `position`; 0 for 0.
+
+    Behind a blank line; if none is near, at the start of a line; in one endless line, of a
+    character. It depends on `position` only and never falls while that rises, so ranges that share
+    a border share no text and miss none.
+    """
+    if position == 0:
+        return 0
+    with open(path, "rb") as file:
+        file.seek(position)
+        window = file.read(SEARCH_BYTES)
+    line = window.find(b"\n") + 1
+    at = line
+    while at and at < len(window):
+        end = window.find(b"\n", at) + 1
+        if end and not window[at:end].strip():
+            return position + end
+        at = end
+    if line:
+        return position + line
+    character = next((i for i, byte in enumerate(window) if byte & 0xC0 != 0x80), len(window))
+    return position + character
+
+
+def _read_lines(path: str, start: int, stop: int | None, limit: int) -> Iterator[tuple[int, bytes]]:
+    """Lines with the byte that each starts at; longer ones than `limit` in pieces, unless < 0."""
+    try:
+        with cast(BinaryIO, gzip.open(path) if path.endswith(".gz") else open(path, "rb")) as file:
+            file.seek(start)
+            position = start
+            while stop is None or position < stop:
+                most = limit if stop is None or limit < 0 else min(limit, stop - position)
+                line = file.readline(most)
+                if not line:
+                    return
+                yield position, line
+                position += len(line)
+    except (OSError, EOFError, zlib.error) as error:  # gzip raises all three
+        raise DataError(f"{path} cannot be read: {error}") from None
+
+
+def _read_text(path: str, start: int, stop: int | None) -> Iterator[str]:
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    parts: list[str] = []
+    size = 0
+    try:
+        for _, line in _read_lines(path, start, stop, LINE_BYTES):
+            text = decoder.decode(line.replace(b"\r\n", b"\n"))
+            parts.append(text)
+            size += len(text)
+            if size >= TEXT_DOCUMENT_CHARACTERS and (
+                not text.strip() or size >= LONGEST_TEXT_DOCUMENT
+            ):
+                yield "".join(parts)
+                parts, size = [], 0
+        parts.append(decoder.decode(b"", final=True))
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} cannot be read: {error}") from None
+    rest = "".join(parts)
+    if rest.strip():
+        yield rest
+
+
+def _read_rows(path: str, start: int, stop: int | None, column: str) -> Iterator[str]:
+    for position, line in _read_lines(path, start, stop, -1):
+        if line.strip():
+            try:
+                yield _parse_row(line, column)
+            except DataError as error:
+                number = 1 + sum(1 for _ in _read_lines(path, 0, position, -1))
+                raise DataError(f"{path} line {number} {error}") from None
+
+
+def _parse_row(line: bytes, column: str) -> str:
+    shown = repr(line[:80].decode("utf-8", "replace").rstrip("\n"))
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(f"is not JSON ({error.msg}): {shown}") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"is not UTF-8 ({error.reason}): {shown}") from None
+    text = row_text(row, column)
+    if text is None:
+        raise DataError(
+            f"has neither {column!r} nor 'question' and 'answer' as texts that are not empty: "
+            f"{shown}"
+        )
+    return text
+
+
+def row_text(row: Any, column: str = "text") -> str | None:
+    """The document that a row is; None if it has no text in `column`, or in question and answer."""
+    values = [row.get(key) for key in (column, "question", "answer")] if type(row) is dict else []
+    match values:
+        case [str(text), _, _] if text.strip():
+            return text
+        case [_, str(question), str(answer)] if question.strip() and answer.strip():
+            return document(Problem("", question, answer))
+    return None

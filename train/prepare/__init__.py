@@ -1,0 +1,1 @@
+"""A corpus becomes tokenized shards: `python -m train.prepare --source ... --out DIR`."""

@@ -1,0 +1,33 @@
+"""`python -m train.prepare --source ... --out DIR`: a corpus becomes tokenized shards.
+
+The same command again goes on after an interruption, or says that all is there.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from mhc_model.errors import MHCError
+from mhc_model.settings import parse_command_line
+from train.prepare.config import PrepareConfig
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status."""
+    try:
+        config = parse_command_line(PrepareConfig, "python -m train.prepare", __doc__ or "", argv)
+        # Before Ray is imported, as `init_arguments` asks.
+        ray_arguments = config.ray.init_arguments()
+        from train.prepare.on_ray import RayTasks
+        from train.prepare.run import prepare
+
+        prepare(config, RayTasks(config, ray_arguments))
+    except MHCError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,48 @@
+"""Texts that the model under training continues, for a person to read."""
+
+from __future__ import annotations
+
+import torch
+
+from mhc_model.decoder import Decoder
+from mhc_model.engine import Engine
+from mhc_model.errors import ConfigError
+from mhc_model.request import Request, SamplingParams
+from mhc_model.tokenizer import Tokenizer
+from train.config import SamplesConfig
+
+
+def check_samples(config: SamplesConfig, tokenizer: Tokenizer, context: int) -> None:
+    """Refuses, before anything is trained, prompts that would not fit.
+
+    Raises:
+        ConfigError: naming the prompt and its length.
+    """
+    for text in config.prompts:
+        count = len(tokenizer.encode(text, bos=True))
+        if count == 0 or count + config.max_tokens > context:
+            raise ConfigError(
+                f"samples.prompts has {text!r} of {count} tokens; it must have one at least, and "
+                f"with samples.max_tokens {config.max_tokens} no more than the context of {context}"
+            )
+
+
+@torch.no_grad()
+def write_samples(
+    decoder: Decoder, tokenizer: Tokenizer, config: SamplesConfig
+) -> list[dict[str, str]]:
+    """The greedy continuation of every prompt under the learned gates, as `prompt` and `text`."""
+    training = decoder.training
+    try:
+        engine = Engine(
+            decoder, tokenizer, max_batch=len(config.prompts), prefix_cache_bytes=0
+        )  # which puts the model into eval mode
+        sampling = SamplingParams(max_tokens=config.max_tokens)
+        rows = tokenizer.encode_batch(list(config.prompts), bos=True)
+        completions = engine.generate([Request(row, sampling=sampling) for row in rows])
+    finally:
+        decoder.train(training)
+    return [
+        {"prompt": text, "text": completion.text or ""}
+        for text, completion in zip(config.prompts, completions, strict=True)
+    ]
