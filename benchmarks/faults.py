@@ -16,9 +16,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import random
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -49,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=180.0, help="for which replicas die")
     parser.add_argument("--every", type=float, default=20.0, help="seconds between their deaths")
     parser.add_argument("--asynchronous", action="store_true", help="of the runs")
-    parser.add_argument("--iterations", type=int, default=0, help="of the runs; 0: 150, or 8")
+    parser.add_argument("--iterations", type=int, default=0, help="of the runs; 0: enough, or 8")
     parser.add_argument("--max-tokens", type=int, default=48)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
@@ -134,7 +136,7 @@ def draw_requests(checkpoint: str | Path, count: int) -> list[Request]:
 def kill_replicas(options: argparse.Namespace, directory: Path) -> dict[str, Any]:
     """Kills a random replica of a run again and again for a while; the run must end by itself."""
     chance = random.Random(options.seed)
-    iterations = options.iterations or 150
+    iterations = options.iterations or iterations_of(options, directory)
     run = start(options, directory, "kills", iterations)
     rollouts = directory / "kills" / ROLLOUTS
     wait_for_rollouts(run, rollouts, ITERATION)
@@ -163,6 +165,14 @@ def kill_replicas(options: argparse.Namespace, directory: Path) -> dict[str, Any
         and last["lost"] == last["dropped_runners"] == 0,
         "output": (directory / "kills.txt").read_text(encoding="utf-8")[-1000:],
     }
+
+
+def iterations_of(options: argparse.Namespace, directory: Path) -> int:
+    """As many as take a little longer than the killing, by the pace of a short run."""
+    start(options, directory, "pace", iterations=8).wait()
+    rows = rows_of(directory / "pace" / "metrics.jsonl")
+    pace = statistics.median(row["rollouts_per_second"] for row in rows[-5:])
+    return math.ceil(1.1 * options.seconds * pace / ITERATION)
 
 
 def kill_driver(options: argparse.Namespace, directory: Path) -> dict[str, Any]:
