@@ -1,0 +1,122 @@
+"""One ablation, from start to end or from where it stopped.
+
+runs/NAME/config.yaml        resolved configuration
+runs/NAME/arms/ARM-seedN/    what the arm found (policy/ or gates.json), its held-out samples
+runs/NAME/runs/              PPO's runs, as `python -m rl` has them
+runs/NAME/results.json       all figures; ablation.md, ablation.html and pictures/ show them
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+import yaml
+
+from mhc_model.errors import ConfigError
+from mhc_model.settings import dump_settings, validate_settings
+from rl.ablate.arms import GRADIENT, GRADIENT_CONTEXTUAL, PPO, Arm
+from rl.ablate.config import AblateConfig
+from rl.ablate.findings import Findings
+from rl.ablate.held_out import HeldOut, evaluate
+from rl.ablate.report import write_report
+from rl.ablate.study import Study, write_json
+from rl.pool import ReplicaPool
+from rl.rollouts import Asker
+
+# What does not change an arm's result: an ablation that goes on may have other values.
+FREE_ON_RESUME = (
+    *("storage", "checkpoint", "arms", "seeds", "against", "checkpoint_every", "pool", "ray"),
+    *("sweep", "sweep_problems"),
+)
+
+
+def run_ablation(config: AblateConfig, ray_arguments: Mapping[str, Any]) -> Findings:
+    """Lets every arm learn, tests all on the held-out problems, writes the report.
+
+    What is there from an earlier start with the same name is kept.
+
+    Args:
+        config: of the ablation.
+        ray_arguments: keyword arguments of `ray.init`.
+
+    Raises:
+        MHCError: if checkpoint, problems or configuration do not allow it, or the name belongs to
+            another ablation.
+    """
+    study = Study.prepare(config)
+    _claim(study)
+    arms = study.arms()
+    print(
+        f"ablation {config.name} in {study.directory}: {len(arms)} arms, {config.budget} rollouts "
+        f"each, {len(study.held_out)} held-out problems",
+        flush=True,
+    )
+    # PPO starts Ray itself, gradients need none.
+    for arm in [arm for arm in arms if arm.method in (PPO, GRADIENT, GRADIENT_CONTEXTUAL)]:
+        _learn(study, arm, arms, ray_arguments)
+    ray.init(**ray_arguments)
+    try:
+        pool = ReplicaPool(study.checkpoint.path, config.pool)
+        try:
+            study.asker = Asker(pool, study.checkpoint.tokenizer, config)
+            for arm in arms:
+                _learn(study, arm, arms, ray_arguments)
+            results = _test_all(study, arms, study.asker)
+        finally:
+            pool.close()
+    finally:
+        ray.shutdown()
+    findings = Findings(study, results)
+    path = write_report(findings)
+    print(f"{findings.text()}\n\nreport: {path}", flush=True)
+    return findings
+
+
+def _claim(study: Study) -> None:
+    """Makes the directory, or checks that it is the same ablation's."""
+    saved = study.directory / "config.yaml"
+    if saved.exists():
+        before = validate_settings(AblateConfig, yaml.safe_load(saved.read_text()), str(saved))
+        old, new = before.model_dump(), study.config.model_dump()
+        different = [key for key in old if old[key] != new[key] and key not in FREE_ON_RESUME]
+        if different:
+            changes = "; ".join(f"{key}: {old[key]!r} -> {new[key]!r}" for key in different)
+            raise ConfigError(
+                f"ablation {study.config.name} exists in {study.directory} with other settings: "
+                f"{changes}; give another name, or delete the directory"
+            )
+    study.directory.mkdir(parents=True, exist_ok=True)
+    named, content_hash = study.directory / "checkpoint.json", study.checkpoint.content_hash
+    if named.exists() and (other := json.loads(named.read_text())["content_hash"]) != content_hash:
+        raise ConfigError(
+            f"ablation {study.config.name} was started on checkpoint {other}, not on "
+            f"{content_hash}; give another name"
+        )
+    write_json(named, {"content_hash": content_hash})
+    dump_settings(study.config, saved)
+
+
+def _learn(study: Study, arm: Arm, arms: list[Arm], ray_arguments: Mapping[str, Any]) -> None:
+    if study.is_learned(arm):
+        return
+    started = time.perf_counter()
+    print(f"[{arms.index(arm) + 1}/{len(arms)}] {arm.label} learns", flush=True)
+    study.learn(arm, ray_arguments)
+    print(f"{arm.label}: {time.perf_counter() - started:.0f} s", flush=True)
+
+
+def _test_all(study: Study, arms: list[Arm], asker: Asker) -> list[HeldOut]:
+    known: dict[str, list[Any]] = {}
+    results = []
+    for number, arm in enumerate(arms, start=1):
+        results.append(evaluate(study, arm, asker, known))
+        print(
+            f"[{number}/{len(arms)}] {arm.label}: {100 * results[-1].accuracy:.1f} % of "
+            f"{len(study.held_out)} held-out problems",
+            flush=True,
+        )
+    return results
