@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from evals.items import fingerprint
-from evals.store import SampleStore
+from evals.store import SAMPLES, SampleStore
 from evals.tasks import PROMPT_VERSION, gold_answer, prompt
 from mhc_model.gates import gates_hash
 from rl.ablate.arms import Arm
@@ -40,15 +40,21 @@ class HeldOut:
         return float(self.solved.mean())
 
 
-def evaluate(study: Study, arm: Arm, asker: Asker, known: dict[str, list[Any]]) -> HeldOut:
+def is_tested(study: Study, arm: Arm) -> bool:
+    """Whether all held-out answers of the arm are there."""
+    path = study.path(arm) / SAMPLES
+    return path.exists() and len(path.read_bytes().splitlines()) == len(study.held_out)
+
+
+def evaluate(study: Study, arm: Arm, asker: Asker | None, known: dict[str, list[Any]]) -> HeldOut:
     """Asks the arm's answers, or reads those of an earlier start.
 
     Args:
         study: whose problems.
         arm: has learned.
-        asker: runs the model.
-        known: hash of all gates -> rows of another arm that chose the same; they are added. Greedy
-            answers under the same gates are the same.
+        asker: runs the model; None where the arm `is_tested`.
+        known: hash of all gates -> rows of another arm that chose the same. Greedy answers under
+            the same gates are the same, so these are taken; this arm's are added.
     """
     gates = study.gates(arm)
     learned = study.checkpoint.model.learned_gates().detach()
@@ -80,17 +86,19 @@ def evaluate(study: Study, arm: Arm, asker: Asker, known: dict[str, list[Any]]) 
 def _fill(
     study: Study,
     store: SampleStore,
-    asker: Asker,
+    asker: Asker | None,
     gates: Tensor | None,
     same: list[Mapping[str, Any]] | None,
 ) -> None:
     """Adds the rows that the store lacks, a round at a time: an interruption costs one."""
     done = store.done(TASK)
     missing = [i for i, problem in enumerate(study.held_out) if problem.id not in done]
-    if same is not None and study.config.temperature == 0.0:
+    if same is not None:
         for index in missing:
             store.add(TASK, dict(same[index]))
         return
+    if missing and asker is None:
+        raise RuntimeError("an arm that is not tested yet needs an asker")
     size = study.config.envs
     for start in range(0, len(missing), size):
         indices = missing[start : start + size]

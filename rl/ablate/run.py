@@ -21,7 +21,7 @@ from mhc_model.settings import dump_settings, validate_settings
 from rl.ablate.arms import GRADIENT, GRADIENT_CONTEXTUAL, PPO, Arm
 from rl.ablate.config import AblateConfig
 from rl.ablate.findings import Findings
-from rl.ablate.held_out import HeldOut, evaluate
+from rl.ablate.held_out import HeldOut, evaluate, is_tested
 from rl.ablate.report import write_report
 from rl.ablate.study import Study, write_json
 from rl.pool import ReplicaPool
@@ -58,22 +58,32 @@ def run_ablation(config: AblateConfig, ray_arguments: Mapping[str, Any]) -> Find
     # PPO starts Ray itself, gradients need none.
     for arm in [arm for arm in arms if arm.method in (PPO, GRADIENT, GRADIENT_CONTEXTUAL)]:
         _learn(study, arm, arms, ray_arguments)
-    ray.init(**ray_arguments)
-    try:
-        pool = ReplicaPool(study.checkpoint.path, config.pool)
-        try:
-            study.asker = Asker(pool, study.checkpoint.tokenizer, config)
-            for arm in arms:
-                _learn(study, arm, arms, ray_arguments)
-            results = _test_all(study, arms, study.asker)
-        finally:
-            pool.close()
-    finally:
-        ray.shutdown()
+    if all(study.is_learned(arm) and is_tested(study, arm) for arm in arms):
+        results = _test_all(study, arms, None)
+    else:
+        results = _with_pool(study, arms, ray_arguments)
     findings = Findings(study, results)
     path = write_report(findings)
     print(f"{findings.text()}\n\nreport: {path}", flush=True)
     return findings
+
+
+def _with_pool(study: Study, arms: list[Arm], ray_arguments: Mapping[str, Any]) -> list[HeldOut]:
+    """The arms that learn by asking the model, and the test of all."""
+    ray.init(**ray_arguments)
+    try:
+        pool = ReplicaPool(study.checkpoint.path, study.config.pool)
+        try:
+            study.asker = Asker(pool, study.checkpoint.tokenizer, study.config)
+            for arm in arms:
+                _learn(study, arm, arms, ray_arguments)
+            # Held-out answers are greedy, however training answers are drawn.
+            greedy = study.config.model_copy(update={"temperature": 0.0})
+            return _test_all(study, arms, Asker(pool, study.checkpoint.tokenizer, greedy))
+        finally:
+            pool.close()
+    finally:
+        ray.shutdown()
 
 
 def _claim(study: Study) -> None:
@@ -109,7 +119,7 @@ def _learn(study: Study, arm: Arm, arms: list[Arm], ray_arguments: Mapping[str, 
     print(f"{arm.label}: {time.perf_counter() - started:.0f} s", flush=True)
 
 
-def _test_all(study: Study, arms: list[Arm], asker: Asker) -> list[HeldOut]:
+def _test_all(study: Study, arms: list[Arm], asker: Asker | None) -> list[HeldOut]:
     known: dict[str, list[Any]] = {}
     results = []
     for number, arm in enumerate(arms, start=1):

@@ -122,7 +122,7 @@ def _descend(
         optimizer.zero_grad()
         value.backward()
         optimizer.step()
-        losses.append(float(value))
+        losses.append(float(value.detach()))
     return losses
 
 
