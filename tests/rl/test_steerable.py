@@ -1,4 +1,4 @@
-"""The steerability proof from end to end on a small scale: the whole pipeline, every kind of arm."""
+"""The steerability proof from end to end on a small scale, with every kind of arm."""
 
 from __future__ import annotations
 
