@@ -14,16 +14,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import ray
-import yaml
 
 from mhc_model.errors import ConfigError
-from mhc_model.settings import dump_settings, validate_settings
 from rl.ablate.arms import GRADIENT, GRADIENT_CONTEXTUAL, PPO, Arm
 from rl.ablate.config import AblateConfig
 from rl.ablate.findings import Findings
 from rl.ablate.held_out import HeldOut, evaluate, is_tested
 from rl.ablate.report import write_report
 from rl.ablate.study import Study, write_json
+from rl.directory import claim_directory
 from rl.pool import ReplicaPool
 from rl.rollouts import Asker
 
@@ -88,18 +87,8 @@ def _with_pool(study: Study, arms: list[Arm], ray_arguments: Mapping[str, Any]) 
 
 def _claim(study: Study) -> None:
     """Makes the directory, or checks that it is the same ablation's."""
-    saved = study.directory / "config.yaml"
-    if saved.exists():
-        before = validate_settings(AblateConfig, yaml.safe_load(saved.read_text()), str(saved))
-        old, new = before.model_dump(), study.config.model_dump()
-        different = [key for key in old if old[key] != new[key] and key not in FREE_ON_RESUME]
-        if different:
-            changes = "; ".join(f"{key}: {old[key]!r} -> {new[key]!r}" for key in different)
-            raise ConfigError(
-                f"ablation {study.config.name} exists in {study.directory} with other settings: "
-                f"{changes}; give another name, or delete the directory"
-            )
-    study.directory.mkdir(parents=True, exist_ok=True)
+    what = f"ablation {study.config.name}"
+    claim_directory(study.directory, study.config, FREE_ON_RESUME, what)
     named, content_hash = study.directory / "checkpoint.json", study.checkpoint.content_hash
     if named.exists() and (other := json.loads(named.read_text())["content_hash"]) != content_hash:
         raise ConfigError(
@@ -107,7 +96,6 @@ def _claim(study: Study) -> None:
             f"{content_hash}; give another name"
         )
     write_json(named, {"content_hash": content_hash})
-    dump_settings(study.config, saved)
 
 
 def _learn(study: Study, arm: Arm, arms: list[Arm], ray_arguments: Mapping[str, Any]) -> None:

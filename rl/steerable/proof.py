@@ -13,21 +13,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from evals.problem import Problem
 from evals.results import markdown
 from evals.statistics import mcnemar_exact
 from mhc_model.checkpoint import load_checkpoint, save_checkpoint
-from mhc_model.errors import ConfigError
 from mhc_model.files import replace_text
-from mhc_model.settings import dump_settings, validate_settings
 from rl.ablate.arms import CONSTANT, KNOWN, LEARNED, PPO
 from rl.ablate.config import AblateConfig
 from rl.ablate.findings import Findings
 from rl.ablate.held_out import HeldOut
 from rl.ablate.run import run_ablation
 from rl.ablate.study import write_json
+from rl.directory import claim_directory
 from rl.steerable.config import SteerableConfig, Variant
 from rl.steerable.task import all_problems, kind_of, right_gates, with_digit
 from rl.steerable.training import train_model
@@ -64,7 +61,7 @@ def prove(config: SteerableConfig, ray_arguments: Mapping[str, Any]) -> list[Che
         MHCError: if the name belongs to another proof, or something cannot be written.
     """
     directory = Path(config.storage).resolve() / config.name
-    _claim(directory, config)
+    claim_directory(directory, config, FREE_ON_RESUME, f"proof {config.name}")
     problems = all_problems(config.seed)
     held_out, training = problems[: config.test_problems], problems[config.test_problems :]
     checkpoint = directory / "model"
@@ -203,19 +200,3 @@ def _write_problems(
         for number, problem in enumerate(held_out)
     }
     write_json(directory / "right_gates.json", gates)
-
-
-def _claim(directory: Path, config: SteerableConfig) -> None:
-    """Makes the directory, or checks that its model and problems are this configuration's."""
-    saved = directory / "config.yaml"
-    if saved.exists():
-        before = validate_settings(SteerableConfig, yaml.safe_load(saved.read_text()), str(saved))
-        old, new = before.model_dump(), config.model_dump()
-        different = [key for key in old if old[key] != new[key] and key not in FREE_ON_RESUME]
-        if different:
-            raise ConfigError(
-                f"{directory} holds another proof; {', '.join(different)} differ; give another "
-                f"name, or delete the directory"
-            )
-    directory.mkdir(parents=True, exist_ok=True)
-    dump_settings(config, saved)
