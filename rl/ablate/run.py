@@ -77,7 +77,7 @@ def _with_pool(study: Study, arms: list[Arm], ray_arguments: Mapping[str, Any]) 
             for arm in arms:
                 _learn(study, arm, arms, ray_arguments)
             # Held-out answers are greedy, however training answers are drawn.
-            greedy = study.config.model_copy(update={"temperature": 0.0})
+            greedy = study.config.model_copy(update={"temperature": 0.0, "samples": 1})
             return _test_all(study, arms, Asker(pool, study.checkpoint.tokenizer, greedy))
         finally:
             pool.close()
