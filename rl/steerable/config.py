@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field, model_validator
 
 from mhc_model.policy import ActionSpace
 from mhc_model.settings import Settings
 from rl.ablate.config import AblateConfig
 from rl.steerable.task import KINDS, expressible
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]  # of a directory
 
 
 class ModelSettings(Settings):
@@ -66,12 +70,12 @@ class Variant(Settings):
 class SteerableConfig(Settings):
     """The proof: one model, and an ablation for every variant of the task."""
 
-    name: str = Field("steerable", description="name of the directory; the same name resumes")
+    name: Name = Field("steerable", description="name of the directory; the same name resumes")
     storage: str = Field("runs", description="directory of the runs")
     seed: int = Field(0, ge=0, description="of model and problems")
     test_problems: int = Field(600, ge=20, le=2400, description="held-out problems")
     model: ModelSettings = Field(ModelSettings(), description="the model")
-    variants: dict[str, Variant] = Field(min_length=1, description="name -> what is wanted")
+    variants: dict[Name, Variant] = Field(min_length=1, description="name -> what is wanted")
     ablation: AblateConfig = Field(
         description="what is done for each variant; name, storage, checkpoint, data, known gates "
         "and PPO's arms are filled in"

@@ -1,8 +1,8 @@
 """The proof: train the model, let every arm search for its gates, check what was promised.
 
 runs/NAME/model/               the checkpoint
-runs/NAME/VARIANT/problems/    train.jsonl, test.jsonl, right_gates.json
-runs/NAME/VARIANT/ablation/    as `python -m rl.ablate` has it
+runs/NAME/problems/VARIANT/    train.jsonl, test.jsonl, right_gates.json
+runs/NAME/ablations/VARIANT/   as `python -m rl.ablate` has it
 runs/NAME/proof.json, proof.md what was promised and what came out
 """
 
@@ -17,6 +17,7 @@ from evals.problem import Problem
 from evals.results import markdown
 from evals.statistics import mcnemar_exact
 from mhc_model.checkpoint import load_checkpoint, save_checkpoint
+from mhc_model.errors import ConfigError
 from mhc_model.files import replace_text
 from rl.ablate.arms import CONSTANT, KNOWN, LEARNED, PPO
 from rl.ablate.config import AblateConfig
@@ -71,10 +72,10 @@ def prove(config: SteerableConfig, ray_arguments: Mapping[str, Any]) -> list[Che
         save_checkpoint(checkpoint, model, tokenizer)
     checks = []
     for name, variant in config.variants.items():
-        source = directory / name / "problems"
+        source = directory / "problems" / name
         _write_problems(config, variant, checkpoint, source, training, held_out)
         print(f"variant {name}: red {variant.red}, blue {variant.blue}", flush=True)
-        ablation = _ablation(config, variant, directory / name, checkpoint, source)
+        ablation = _ablation(config, name, directory / "ablations", checkpoint, source)
         findings = run_ablation(ablation, ray_arguments)
         checks += check(name, variant, findings, config)
     write_json(directory / "proof.json", [entry._asdict() for entry in checks])
@@ -85,8 +86,18 @@ def prove(config: SteerableConfig, ray_arguments: Mapping[str, Any]) -> list[Che
 
 
 def check(name: str, variant: Variant, findings: Findings, config: SteerableConfig) -> list[Check]:
-    """What was promised, for every run of PPO."""
+    """What was promised, for every run of PPO.
+
+    Raises:
+        ConfigError: if there is nothing to gain.
+    """
     learned, known = findings.of(LEARNED)[0], findings.of(KNOWN)[0]
+    if known.accuracy <= learned.accuracy:
+        raise ConfigError(
+            f"variant {name}: the known gates solve {100 * known.accuracy:.1f} %, the learned ones "
+            f"{100 * learned.accuracy:.1f} %: there is nothing to gain; let it want what "
+            f"model.learned_gate does not spell, and train the model for more steps"
+        )
     constant = _best_constant(findings) if variant.is_contextual else None
     checks = []
     for result in findings.results:
@@ -156,18 +167,18 @@ def _p_value(first: HeldOut, second: HeldOut) -> float:
 
 
 def _ablation(
-    config: SteerableConfig, variant: Variant, directory: Path, checkpoint: Path, source: Path
+    config: SteerableConfig, name: str, storage: Path, checkpoint: Path, source: Path
 ) -> AblateConfig:
     others = [arm for arm in config.ablation.arms if not arm.startswith(PPO)]
     return config.ablation.model_copy(
         update={
-            "name": "ablation",
-            "storage": str(directory),
+            "name": name,
+            "storage": str(storage),
             "checkpoint": str(checkpoint),
             "data": str(source),
             "known": str(source / "right_gates.json"),
             "test_problems": config.test_problems,
-            "arms": (*(f"{PPO}:{space}" for space in variant.spaces), *others),
+            "arms": (*(f"{PPO}:{space}" for space in config.variants[name].spaces), *others),
         }
     )
 

@@ -57,7 +57,7 @@ def proof(config_file) -> Path:
 
 @pytest.fixture(scope="module")
 def results(proof) -> dict:
-    return json.loads((proof / "by_problem" / "ablation" / "results.json").read_text())
+    return json.loads((proof / "ablations" / "by_problem" / "results.json").read_text())
 
 
 @pytest.mark.slow
@@ -90,7 +90,7 @@ def test_every_arm_had_the_same_budget_and_problems(proof, results):
 
 
 def rollouts_of(proof: Path, name: str) -> Path:
-    directory = proof / "by_problem" / "ablation"
+    directory = proof / "ablations" / "by_problem"
     if name == "ppo:global":
         return directory / "runs" / "ppo-global-seed0" / "rollouts.jsonl"
     return directory / "arms" / f"{name}-seed0" / "rollouts.jsonl"
@@ -117,7 +117,7 @@ def test_tests_are_paired_and_corrected(results):
 
 @pytest.mark.slow
 def test_the_report_and_its_pictures(proof):
-    directory = proof / "by_problem" / "ablation"
+    directory = proof / "ablations" / "by_problem"
     report = (directory / "ablation.md").read_text()
     assert "ppo:global" in report
     assert "p, Holm" in report
@@ -132,7 +132,7 @@ def test_the_report_and_its_pictures(proof):
 @pytest.mark.slow
 def test_what_is_done_is_kept(proof, config_file, capfd):
     """A second start learns nothing, asks nothing and starts no Ray."""
-    arms = proof / "by_problem" / "ablation" / "arms"
+    arms = proof / "ablations" / "by_problem" / "arms"
     before = {path: path.stat().st_mtime_ns for path in arms.glob("*/arm.json")}
     answers = {path: path.read_text() for path in arms.glob("*/samples.jsonl")}
     assert main(["--config", str(config_file)]) == 0
@@ -145,11 +145,11 @@ def test_what_is_done_is_kept(proof, config_file, capfd):
 
 @pytest.mark.slow
 def test_another_ablation_of_the_same_name_is_refused(proof, capsys):
-    directory = proof / "by_problem"
-    saved = str(directory / "ablation" / "config.yaml")
+    saved = str(proof / "ablations" / "by_problem" / "config.yaml")
+    held_out = str(proof / "problems" / "by_problem" / "test.jsonl")
     assert ablate_main(["--config", saved, "--iterations", "7"]) == 2
     assert "iterations: 6 -> 7" in capsys.readouterr().err
-    assert ablate_main(["--config", saved, "--data", str(directory / "problems/test.jsonl")]) == 2
+    assert ablate_main(["--config", saved, "--data", held_out]) == 2
     assert "held-out questions are also training questions" in capsys.readouterr().err
 
 
