@@ -1,83 +1,18 @@
 """The command as a user runs it, on Ray Train, and the ways in which it can be killed."""
 
-import json
 import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from processes import is_alive, losses, started, train_workers, wait_for
 
 from mhc_model.settings import dump_settings
-
-ROOT = Path(__file__).parents[2]
-
-
-def losses(run: Path) -> dict[int, float]:
-    """Step -> loss of all whole rows so far."""
-    path = run / "metrics.jsonl"
-    text = path.read_text() if path.exists() else ""
-    rows = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
-    assert len(rows) == len({row["step"] for row in rows}), "a step occurs twice"
-    return {row["step"]: row["loss"] for row in rows}
-
-
-def wait_for(condition: Callable[[], object], process: subprocess.Popen, what: str) -> None:
-    deadline = time.monotonic() + 240
-    while not condition():
-        assert time.monotonic() < deadline, f"timed out waiting for {what}"
-        assert process.poll() is None, f"ended with {process.returncode}, waiting for {what}"
-        time.sleep(0.02)
-
-
-def train_workers(ray_directory: str) -> set[int]:
-    """Process ids of the living Ray Train workers of the cluster that keeps its files there."""
-    found = set()
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if b"RayTrainWorker" in (process / "cmdline").read_bytes():
-                parent = re.search(r"PPid:\s(\d+)", (process / "status").read_text()).group(1)
-                if ray_directory.encode() in Path("/proc", parent, "cmdline").read_bytes():
-                    found.add(int(process.name))
-        except (FileNotFoundError, ProcessLookupError):  # it has just ended
-            continue
-    return found
-
-
-def is_alive(process: int) -> bool:
-    try:
-        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return state != "Z"
-
-
-@contextmanager
-def started(command: list[str], output: Path) -> Iterator[subprocess.Popen]:
-    """Runs the command in a process group of its own, which is killed at the end."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    with output.open("w") as file:
-        process = subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=environment,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        try:
-            yield process
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
 
 
 @pytest.mark.ray
@@ -106,14 +41,16 @@ def test_killed_worker_and_killed_run_end_as_if_nothing_had_happened(
     try:
         with started(command, first) as process:
             wait_for(lambda: max(losses(run), default=0) >= 9, process, "step 9")
-            workers = train_workers(ray_directory)
+            workers = set(train_workers(ray_directory))
             assert len(workers) == 2
             os.kill(max(workers), signal.SIGKILL)
             wait_for(
-                lambda: len(train_workers(ray_directory) - workers) == 2, process, "new workers"
+                lambda: len(train_workers(ray_directory).keys() - workers) == 2,
+                process,
+                "new workers",
             )
             wait_for(lambda: max(losses(run), default=0) >= 21, process, "step 21")
-            workers |= train_workers(ray_directory)
+            workers |= train_workers(ray_directory).keys()
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             deadline = time.monotonic() + 30
