@@ -272,10 +272,26 @@ class Decoder(nn.Module):
             for index in range(len(self.layers)):
                 x = self._run_layer(self._plain_layer, index, x, attend)
         else:
-            x = self._through_streams(x, gates, attend)
+            x = self._through_streams(x, gates, attend, len(self.layers), self.watch)
         if cache is not None:
             cache.lengths += t
         return self.final_norm(x)
+
+    def hidden_after(self, tokens: Tensor, layers: int) -> Tensor:
+        """The mean of the streams after the first layers, under the learned gates: (b, t, c).
+
+        Args:
+            tokens: (b, t) int64 token ids.
+            layers: 1 to L; the others do not run.
+
+        Raises:
+            GateError: for a plain model, which has no streams.
+            EngineError: if the sequence is longer than the context.
+        """
+        gates = self.learned_gates().expand(tokens.shape[0], -1)
+        attend = self._attend(tokens, None)
+        # Unwatched: whoever watches waits for whole passes, perhaps in another thread.
+        return self._through_streams(self._embed(tokens, None), gates, attend, layers, None)
 
     def _embed(self, tokens: Tensor, cache: KVCache | None) -> Tensor:
         """(b, t) -> (b, t, c)."""
@@ -291,18 +307,23 @@ class Decoder(nn.Module):
         # The spare position of the cache may lie one past the context.
         return cache.positions(tokens.shape[1]).clamp(max=self.config.max_seq_len - 1)
 
-    def _through_streams(self, x: Tensor, gates: Tensor, attend: Attend) -> Tensor:
-        """(b, t, c) through all sublayers and streams, gates (b, 2L) -> (b, t, c)."""
+    def _through_streams(
+        self, x: Tensor, gates: Tensor, attend: Attend, count: int, watch: Watch | None
+    ) -> Tensor:
+        """(b, t, c) through the streams of the first `count` layers, gates (b, 2L) -> (b, t, c)."""
         b, t, _ = x.shape
         # Tokens are flat between the sublayers, each with the gates of its sequence.
         token_gates = gates.repeat_interleave(t, dim=0)
         first = self.layers[0].attention_connection
         x, u, coefficients = first.start(x.flatten(0, 1), self.stream_embedding)
-        for index in range(len(self.layers)):
+        for index in range(count):
             x, u, coefficients = self._run_layer(
-                self._stream_layer, index, (b, t), x, u, coefficients, gates, token_gates, attend
+                self._stream_layer,
+                *(index, (b, t), x, u, coefficients, gates, token_gates, attend, watch),
             )
-        return u.unflatten(0, (b, t))
+        # After the last layer u is that mean; before, it is what the next attention reads.
+        hidden = u if count == len(self.layers) else x.mean(dim=1)
+        return hidden.unflatten(0, (b, t))
 
     def _stream_layer(
         self,
@@ -314,6 +335,7 @@ class Decoder(nn.Module):
         gates: Tensor,
         token_gates: Tensor,
         attend: Attend,
+        watch: Watch | None,
     ) -> tuple[Tensor, Tensor, Coefficients]:
         """One layer: from what its attention reads to what the next layer's reads.
 
@@ -326,6 +348,7 @@ class Decoder(nn.Module):
             gates: (b, 2L).
             token_gates: (b t, 2L).
             attend: positions and cache.
+            watch: sees what every sublayer finds.
 
         Returns:
             The same three of the next layer. After the last one u is the mean of the streams.
@@ -333,9 +356,9 @@ class Decoder(nn.Module):
         layer, last = self.layers[index], index + 1 == len(self.layers)
         following = None if last else self.layers[index + 1].attention_connection
         for k, after in ((2 * index, layer.mlp_connection), (2 * index + 1, following)):
-            if self.watch is not None:
+            if watch is not None:
                 now = Coefficients(*(value.unflatten(0, shape) for value in coefficients))
-                self.watch(k, x.unflatten(0, shape), now, gates[:, k])
+                watch(k, x.unflatten(0, shape), now, gates[:, k])
             u = u.unflatten(0, shape)
             if k % 2:
                 y = layer.mlp(layer.mlp_norm(u, is_rms=True)).flatten(0, 1)

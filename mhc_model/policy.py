@@ -1,4 +1,4 @@
-"""The exported gate policy: reads a prompt's mean token embedding, gives its gates.
+"""The exported gate policy: reads what a prompt looks like to the model, gives its gates.
 
 A policy directory holds `policy.json` (what it observes, what it sets, for which checkpoint) and
 `policy.safetensors` (the weights). It loads and runs with torch alone, so evaluation and serving
@@ -19,7 +19,7 @@ from typing import Annotated, Literal
 
 import torch
 from einops import repeat
-from pydantic import Field
+from pydantic import Field, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -32,8 +32,24 @@ from mhc_model.settings import Settings, validate_settings
 
 CONFIG, WEIGHTS = "policy.json", "policy.safetensors"
 
+NO_PROMPT = "an observation needs at least one prompt, each of at least one token"
+
 ActionSpace = Literal["global", "per_layer", "per_sublayer"]
+Observation = Literal["mean_prompt_embedding", "mean_hidden_state"]
 HiddenWidths = tuple[Annotated[int, Field(ge=1)], ...]
+
+
+def check_observation(observation: Observation, layer: int | None) -> None:
+    """Refuses a layer where none is read, and none where one is.
+
+    Raises:
+        ValueError: naming both.
+    """
+    if (layer is not None) != (observation == "mean_hidden_state"):
+        raise ValueError(
+            f"observation_layer is {layer} with the observation {observation}; "
+            f"mean_hidden_state needs a layer from 1 to L, the others take none"
+        )
 
 
 class PolicyConfig(Settings):
@@ -42,14 +58,28 @@ class PolicyConfig(Settings):
     format: Literal[1] = Field(1, description="version of the policy directory")
     action_space: ActionSpace = Field(description="one gate, one a layer, or one a sublayer")
     n_layers: int = Field(ge=1, description="L, layers of the model that is steered")
-    observation: Literal["mean_prompt_embedding"] = Field(
-        "mean_prompt_embedding", description="mean of the token embeddings of the prompt"
+    observation: Observation = Field(
+        "mean_prompt_embedding",
+        description="mean over the prompt of its token embeddings, or of the hidden state after "
+        "observation_layer under the learned gates",
+    )
+    observation_layer: int | None = Field(
+        None, ge=1, description="1 to L, the layer of mean_hidden_state; none otherwise"
     )
     observation_dim: int = Field(ge=1, description="c, width of the model")
     hidden: HiddenWidths = Field((64, 64), description="widths of the hidden layers")
     checkpoint_hash: str | None = Field(
         None, description="content hash of the checkpoint that it was trained on"
     )
+
+    @model_validator(mode="after")
+    def _check_layer(self) -> PolicyConfig:
+        check_observation(self.observation, self.observation_layer)
+        if self.observation_layer is not None and self.observation_layer > self.n_layers:
+            raise ValueError(
+                f"observation_layer {self.observation_layer} exceeds n_layers {self.n_layers}"
+            )
+        return self
 
     @property
     def n_actions(self) -> int:
@@ -99,7 +129,7 @@ class GatePolicy(nn.Module):
     def gates_for_prompts(self, model: Decoder, prompts: Sequence[Sequence[int]]) -> Tensor:
         """(b, 2L) float32 gates on the CPU for prompts given as token ids."""
         device = self.head.weight.device
-        return self.gates(prompt_observation(model, prompts).to(device)).cpu()
+        return self.gates(observe_prompts(model, prompts, self.config).to(device)).cpu()
 
     def save(self, directory: str | Path) -> None:
         """Writes the policy directory, whole or not at all; replaces an earlier policy.
@@ -158,6 +188,40 @@ def expand_actions(actions: Tensor, config: PolicyConfig) -> Tensor:
     return actions
 
 
+def observe_prompts(
+    model: Decoder, prompts: Sequence[Sequence[int]], config: PolicyConfig
+) -> Tensor:
+    """(b, c) float32 on the model's device: what a policy of this configuration sees of prompts."""
+    if config.observation_layer is None:
+        return prompt_observation(model, prompts)
+    return hidden_observation(model, prompts, config.observation_layer)
+
+
+@torch.no_grad()
+def hidden_observation(model: Decoder, prompts: Sequence[Sequence[int]], layer: int) -> Tensor:
+    """Mean over each prompt of the hidden state after `layer` layers, under the learned gates.
+
+    Each prompt is read alone, so what it gives never depends on the others of a call.
+
+    Args:
+        model: whose first `layer` layers run.
+        prompts: token ids, each prompt at least one.
+        layer: 1 to L.
+
+    Returns:
+        (b, c) float32 on the model's device.
+    """
+    if len(prompts) == 0 or min(map(len, prompts)) == 0:
+        raise ValueError(NO_PROMPT)
+    device = model.embedding.weight.device
+    return torch.stack(
+        [
+            model.hidden_after(torch.tensor([prompt], device=device), layer)[0].float().mean(0)
+            for prompt in prompts
+        ]
+    )
+
+
 @torch.no_grad()
 def prompt_observation(model: Decoder, prompts: Sequence[Sequence[int]]) -> Tensor:
     """Mean token embedding of each prompt.
@@ -172,7 +236,7 @@ def prompt_observation(model: Decoder, prompts: Sequence[Sequence[int]]) -> Tens
     embedding = model.embedding.weight
     lengths = torch.tensor([len(prompt) for prompt in prompts])
     if len(prompts) == 0 or int(lengths.min()) == 0:
-        raise ValueError("an observation needs at least one prompt, each of at least one token")
+        raise ValueError(NO_PROMPT)
     flat = torch.tensor([token for prompt in prompts for token in prompt])
     rows = embedding[flat.to(embedding.device)].float()
     return torch.segment_reduce(rows, "mean", lengths=lengths.to(embedding.device))

@@ -6,22 +6,46 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from mhc_model.policy import ActionSpace, HiddenWidths
+from mhc_model.policy import ActionSpace, HiddenWidths, Observation, check_observation
+from mhc_model.request import MAX_SAMPLES
 from mhc_model.settings import RaySettings, Settings
 
 
 class PoolSettings(Settings):
     """The replicas: how many, what each may use, and what happens when one dies."""
 
-    replicas: int = Field(1, ge=1, description="replica actors, each with the whole model")
+    replicas: int = Field(
+        1, ge=1, description="replica actors, each with the whole model; at least that many"
+    )
+    max_replicas: int | None = Field(
+        None,
+        ge=1,
+        description="at most that many: more are started while requests wait, and end when idle; "
+        "none keeps `replicas`",
+    )
+    grow_after_s: float = Field(
+        2.0, ge=0.0, description="seconds that requests must wait before another one is started"
+    )
+    idle_s: float = Field(
+        60.0, gt=0.0, description="seconds without work after which one beyond `replicas` ends"
+    )
     cpus_per_replica: float = Field(1.0, ge=0.0, description="logical CPUs that each reserves")
     gpus_per_replica: float = Field(
         0.0, ge=0.0, description="GPUs that each reserves, whole or a fraction; 0 runs on the CPU"
     )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="auto is CUDA where gpus_per_replica is above 0, else the CPU"
+    )
     threads: int = Field(1, ge=1, description="torch threads of each replica")
-    max_batch: int = Field(64, ge=1, description="requests that one replica runs at once")
+    max_batch: int = Field(64, ge=1, description="samples that one replica runs at once")
+    slice_s: float = Field(
+        0.05, gt=0.0, description="seconds after which a replica reports and takes new requests"
+    )
     deadline_s: float = Field(
-        300.0, gt=0.0, description="seconds after which a call counts as hung and is done elsewhere"
+        300.0,
+        gt=0.0,
+        description="seconds that a replica may hold a request; then it counts as hung, and what "
+        "it holds is done elsewhere",
     )
     start_deadline_s: float = Field(
         120.0, gt=0.0, description="seconds in which a replica must have loaded the model"
@@ -29,12 +53,35 @@ class PoolSettings(Settings):
     max_attempts: int = Field(
         4, ge=1, description="times that a request is tried before the whole call fails"
     )
-    max_queue: int = Field(100_000, ge=1, description="most requests of one call")
+    max_queue: int = Field(
+        100_000,
+        ge=1,
+        description="requests that may wait; a call with more is refused, further calls wait",
+    )
+
+    @model_validator(mode="after")
+    def _check_bounds(self) -> PoolSettings:
+        if self.max_replicas is not None and self.max_replicas < self.replicas:
+            raise ValueError(
+                f"max_replicas {self.max_replicas} is below replicas {self.replicas}; give at "
+                f"least as many, or leave it out"
+            )
+        return self
+
+    @property
+    def replica_device(self) -> str:
+        """What `auto` means here."""
+        if self.device != "auto":
+            return self.device
+        return "cuda" if self.gpus_per_replica else "cpu"
 
 
 class PPOSettings(Settings):
-    """PPO's learner. An episode has one step, so there is no discount to choose."""
+    """PPO's learner."""
 
+    gamma: float = Field(
+        0.0, ge=0.0, le=1.0, description="discount; without effect, as an episode has one step"
+    )
     lr: float = Field(1e-3, gt=0.0, description="learning rate (Adam)")
     epochs: int = Field(10, ge=1, description="passes over the rollouts of an iteration")
     minibatch: int = Field(64, ge=1, description="rollouts of one gradient step")
@@ -67,14 +114,42 @@ class RLConfig(Settings):
     action_space: ActionSpace = Field(
         "per_sublayer", description="what an action sets: one gate, one a layer, one a sublayer"
     )
+    observation: Observation = Field(
+        "mean_prompt_embedding",
+        description="what the policy sees: the mean over the prompt of its token embeddings, or of "
+        "the hidden state after observation_layer, under the learned gates",
+    )
+    observation_layer: int | None = Field(
+        None, ge=1, description="1 to L, the layer of mean_hidden_state; none otherwise"
+    )
     reward: Literal["strict", "flexible"] = Field(
         "strict", description="which extraction of the answer must be right for a reward of 1"
+    )
+    samples: int = Field(
+        1,
+        ge=1,
+        le=MAX_SAMPLES,
+        description="answers to each problem under the same gates; the reward is their mean, so "
+        "it is less noisy. More than 1 needs a temperature",
+    )
+    difficulty: tuple[float, float] | None = Field(
+        None,
+        description="least and largest solve rate of the problems to train on; none takes all. A "
+        "rate of 0 or 1 means that gates did not matter",
+    )
+    difficulty_probes: int = Field(
+        4, ge=2, description="answers that measure a solve rate: learned gates, the others random"
     )
     max_tokens: int = Field(64, ge=1, description="most tokens of an answer")
     temperature: float = Field(
         0.0, ge=0.0, description="of the answers; 0 is greedy, as in evaluation"
     )
     envs: int = Field(64, ge=1, description="episodes that are stepped together, one pool call")
+    asynchronous: bool = Field(
+        False,
+        description="make the next iteration's rollouts while the learner works: the replicas are "
+        "not idle then, and the acting policy is one update older. Reproducible either way",
+    )
     iterations: int = Field(8, ge=1, description="PPO iterations")
     rollouts: int = Field(256, ge=1, description="rollouts of an iteration; a multiple of envs")
     checkpoint_every: int = Field(2, ge=1, description="iterations between saved states")
@@ -105,4 +180,20 @@ class RLConfig(Settings):
         for gate in self.sweep:
             if not 0.0 <= gate <= 1.0:
                 raise ValueError(f"sweep gate {gate} is outside of [0, 1]")
+        return self
+
+    @model_validator(mode="after")
+    def _check_episodes(self) -> RLConfig:
+        check_observation(self.observation, self.observation_layer)
+        if self.samples > 1 and self.temperature == 0.0:
+            raise ValueError(
+                f"samples is {self.samples} at temperature 0: greedy answers would all be the "
+                f"same; give a temperature above 0, or 1 sample"
+            )
+        if self.difficulty is not None:
+            low, high = self.difficulty
+            if not 0.0 <= low <= high <= 1.0:
+                raise ValueError(
+                    f"difficulty {low:g} to {high:g} is no window: 0 <= least <= largest <= 1"
+                )
         return self

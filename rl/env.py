@@ -1,13 +1,15 @@
-"""The environment: a problem is shown, the action sets its gates, the reward is 1 if it is solved.
+"""The environments: a problem is shown, the action sets its gates, the reward says if it is solved.
 
-Episodes have one step (a contextual bandit). All sub-environments step together, so a step is one
-batched call of the replica pool.
+Episodes have one step (a contextual bandit). `GateVectorEnv` steps all its episodes together, one
+batched call of the replica pool; `GSM8KGateEnv` is one episode at a time, for other libraries.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -18,8 +20,13 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from evals.problem import Problem
+from mhc_model.engine import Engine
 from mhc_model.policy import PolicyConfig, expand_actions
+from mhc_model.settings import validate_settings
+from rl.config import RLConfig
+from rl.local_pool import LocalPool
 from rl.rollouts import Asker, Rollout, RolloutLog
+from rl.setup import prepare
 
 Infos = dict[str, Any]
 
@@ -42,11 +49,21 @@ class ProblemStream:
         return [int(self._order(epoch)[place]) for epoch, place in places]
 
 
+def spaces_of(
+    policy: PolicyConfig, observations: Tensor
+) -> tuple[gymnasium.spaces.Box, gymnasium.spaces.Box]:
+    """Observations (c,) float32 within those of the problems, actions (A,) float32 in [0, 1]."""
+    bound = float(observations.abs().max())
+    observation = gymnasium.spaces.Box(-bound, bound, (policy.observation_dim,), np.float32)
+    return observation, gymnasium.spaces.Box(0.0, 1.0, (policy.n_actions,), np.float32)
+
+
 class GateVectorEnv(VectorEnv):
     """N one-step episodes at a time.
 
-    Observation: (c,) float32, the mean token embedding of the problem's prompt. Action: (A,)
-    float32 in [0, 1]; A = 1, L or 2L. Reward: 1.0 or 0.0.
+    Observation: (c,) float32, what `mhc_model.policy.observe_prompts` gives for the problem's
+    prompt. Action: (A,) float32 in [0, 1]; A = 1, L or 2L. Reward: the share of right answers, 1.0
+    or 0.0 where each problem is answered once.
 
     Reset mode is NEXT_STEP, as RLlib expects: the step after a terminal one only shows the next
     problems; its action is ignored and the pool is not called.
@@ -77,13 +94,13 @@ class GateVectorEnv(VectorEnv):
         """
         self.metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}
         self.num_envs = num_envs
-        width = observations.shape[1]
-        self.single_observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (width,), np.float32)
-        self.single_action_space = gymnasium.spaces.Box(0.0, 1.0, (policy.n_actions,), np.float32)
+        spaces = spaces_of(policy, observations)
+        self.single_observation_space, self.single_action_space = spaces
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.position = position
-        self.iteration = 0
+        self.iteration = 0  # for which rollouts are made, and the updates that the policy has had
+        self.policy_version = 0
         self.recent: list[Rollout] = []  # of this iteration; emptied by whoever reads it
         self._problems = problems
         self._observations = observations.cpu().numpy().astype(np.float32)
@@ -115,6 +132,7 @@ class GateVectorEnv(VectorEnv):
             expand_actions(torch.as_tensor(actions, dtype=torch.float32), self._policy),
             first_index=self.position,
             iteration=self.iteration,
+            policy_version=self.policy_version,
         )
         self._log.write(rollouts)
         self.recent += rollouts
@@ -126,3 +144,72 @@ class GateVectorEnv(VectorEnv):
     def _show(self) -> np.ndarray:
         self._shown = self._stream.indices(self.position, self.num_envs)
         return self._observations[self._shown]
+
+
+class GSM8KGateEnv(gymnasium.Env):
+    """One episode at a time: gymnasium's own interface, for libraries that want it.
+
+    Observation, action and reward are those of `GateVectorEnv`. `reset(seed=s)` begins the sequence
+    of problems that s gives; without a seed it shows the next one. A step's info is the rollout.
+    """
+
+    metadata = {"render_modes": []}  # noqa: RUF012  gymnasium's own way
+
+    def __init__(
+        self,
+        problems: Sequence[Problem],
+        observations: Tensor,
+        policy: PolicyConfig,
+        asker: Asker,
+        seed: int = 0,
+    ) -> None:
+        """As `GateVectorEnv`; `GSM8KGateEnv.from_checkpoint` is shorter."""
+        self.observation_space, self.action_space = spaces_of(policy, observations)
+        self._problems = problems
+        self._observations = observations.cpu().numpy().astype(np.float32)
+        self._policy = policy
+        self._asker = asker
+        self._stream = ProblemStream(len(problems), seed)
+        self._position = 0
+        self._shown: int | None = None
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: str | Path, **fields: Any) -> GSM8KGateEnv:
+        """The environment over an engine in this process: no Ray cluster.
+
+        Args:
+            checkpoint: checkpoint or run directory of an mHC model.
+            fields: of `rl.config.RLConfig`, such as data, problems, action_space or seed.
+
+        Raises:
+            MHCError: as `python -m rl` would.
+        """
+        values = {"name": "environment", **fields, "checkpoint": str(checkpoint)}
+        config = validate_settings(RLConfig, values, "GSM8KGateEnv.from_checkpoint")
+        loaded, problems, observations, policy = prepare(config)
+        engine = Engine(loaded.model, loaded.tokenizer, checkpoint_hash=loaded.content_hash)
+        asker = Asker(LocalPool(engine), loaded.tokenizer, config)
+        return cls(problems, observations, policy, asker, config.seed)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, Infos]:
+        super().reset(seed=seed)
+        if seed is not None:
+            self._stream = ProblemStream(len(self._problems), seed)
+            self._position = 0
+        (self._shown,) = self._stream.indices(self._position, 1)
+        return self._observations[self._shown], {"problem": self._problems[self._shown].id}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, Infos]:
+        if self._shown is None:
+            raise gymnasium.error.ResetNeeded("the episode is over; call reset() first")
+        index, self._shown = self._shown, None
+        gates = torch.as_tensor(action, dtype=torch.float32).reshape(1, -1)
+        (rollout,) = self._asker.ask(
+            [self._problems[index]],
+            expand_actions(gates, self._policy),
+            first_index=self._position,
+        )
+        self._position += 1
+        return self._observations[index], rollout.reward, True, False, asdict(rollout)

@@ -5,6 +5,11 @@ standardises advantages over all steps, phantoms included. In long episodes that
 many. Here it would be every second one: their advantages, -V each, shift those of the real steps to
 a mean of about +0.7 standard deviations (measured), which undoes the baseline. Nothing follows the
 only step, so there is nothing to bootstrap: the phantoms go, and the advantage is reward - V.
+
+Rollouts that were made beside the learner are of an older policy. Clipping against that one would
+leave no room: the last update has used it up. So the ratio is to the policy with which the update
+begins, and an importance weight makes up for who acted (the decoupled objective of Hilton, Cobbe
+and Schulman, arXiv:2110.00641). Where both are the same policy the weight is 1.
 """
 
 from __future__ import annotations
@@ -27,6 +32,8 @@ from torch import Tensor
 # right answer among 256 has a spread of 0.06.
 LEAST_SPREAD = 0.05
 KL_WEIGHT = "kl_weight"
+# A rollout counts this many times at most, however unlikely its gates were.
+MOST_WEIGHT = 2.0
 
 
 def standardise(advantages: Tensor) -> Tensor:
@@ -36,15 +43,22 @@ def standardise(advantages: Tensor) -> Tensor:
 
 
 class OneStepAdvantages(ConnectorV2):
-    """Adds advantages (n,) and value targets (n,), the rewards, to the batch."""
+    """Adds advantages (n,) and value targets (n,), the rewards, to the batch; makes the policy with
+    which the update begins the one that ratios and KL refer to."""
 
     @torch.no_grad()
     def __call__(self, *, rl_module: Any, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-        columns = batch[DEFAULT_MODULE_ID]
+        columns, module = batch[DEFAULT_MODULE_ID], rl_module[DEFAULT_MODULE_ID]
         rewards = columns[Columns.REWARDS]
-        values = rl_module[DEFAULT_MODULE_ID].compute_values(columns)
+        advantages = standardise(rewards - module.compute_values(columns))
+        inputs = module.forward_train(columns)[Columns.ACTION_DIST_INPUTS]
+        now = module.get_train_action_dist_cls().from_logits(inputs)
+        logp = now.logp(columns[Columns.ACTIONS])
+        weights = (logp - columns[Columns.ACTION_LOGP]).exp().clamp(max=MOST_WEIGHT)
+        columns[Columns.ACTION_LOGP] = logp
+        columns[Columns.ACTION_DIST_INPUTS] = inputs
         columns[Postprocessing.VALUE_TARGETS] = rewards
-        columns[Postprocessing.ADVANTAGES] = standardise(rewards - values)
+        columns[Postprocessing.ADVANTAGES] = weights * advantages
         return batch
 
 

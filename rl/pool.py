@@ -1,38 +1,41 @@
 """A pool of replica actors that answers every request exactly once.
 
-One loop in the caller's process dispatches, waits and repairs: chunks of requests go to the
-least-loaded replica that is up; if an actor dies, fails or passes its deadline, its chunks go back
-to the front of the queue and another actor is started in its place. Replicas are stateless between
-calls, so doing a chunk again is safe.
+A thread dispatches, waits and repairs, so a pool works on while its callers do something else.
+Requests go one by one to the least-loaded replica that is up and join its running batch; if an
+actor dies, fails or passes its deadline, what it held goes back to the front of the queue and
+another actor is started in its place. Replicas keep nothing between requests, so doing one again
+is safe.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
+import threading
 import time
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import ray
-from ray.actor import ActorHandle
-from ray.exceptions import RayError, RayTaskError
 
 from mhc_model.checkpoint import checkpoint_hash
-from mhc_model.errors import EngineError, MHCError
+from mhc_model.errors import EngineError
 from mhc_model.request import Completion, Request
 from rl.config import PoolSettings
-from rl.replica import Replica, pack_checkpoint
+from rl.replica import pack_checkpoint
+from rl.replica_set import Events, ReplicaSet, Ticket, start_failure
 
 logger = logging.getLogger(__name__)
 
-# Chunks that a replica may hold: one runs, one waits, so that it is never idle between calls.
-CHUNKS_PER_REPLICA = 2
-# Actors of one slot that may fail to start, one after the other, before the pool gives up.
-MAX_FAILED_STARTS = 5
+# Seconds after which the thread looks for new calls while it waits for replicas, and while idle.
+POLL_S = 0.05
+IDLE_S = 0.5
+CLOSED = "this pool is closed; make another"
 
 
 class Result(NamedTuple):
@@ -53,40 +56,67 @@ class Counters:
     retried: int = 0
     restarted: int = 0
     lost: int = 0
+    grown: int = 0
+    shrunk: int = 0
+
+    def going_on_from(self, saved: Mapping[str, int]) -> Counters:
+        """Adds those of the run that this one resumes. What was under way then is asked again."""
+        before = Counters(**saved)
+        before.requested = before.completed + before.lost
+        own, earlier = asdict(self), asdict(before)
+        return Counters(**{name: own[name] + earlier[name] for name in own})
 
 
-@dataclass(eq=False)
-class _Chunk:
-    """Consecutive requests that travel together; `first` is the position of the first one."""
+class Usage(NamedTuple):
+    """Seconds since the pool began, for each slot: of work, and of being up."""
 
-    first: int
-    requests: list[Request]
-    attempts: int = 0
+    busy_s: dict[int, float]
+    up_s: dict[int, float]
 
-
-@dataclass(eq=False)
-class _Slot:
-    """A place for one replica: the actor that is there now, and what it was given."""
-
-    index: int
-    actor: ActorHandle | None = None
-    starting: Any = None  # reference to describe() until the actor is up
-    deadline: float = math.inf  # of the start
-    failed_starts: int = 0
-    pid: int | None = None
-    running: dict[Any, tuple[_Chunk, float]] = field(default_factory=dict)  # ref -> chunk, deadline
-
-    @property
-    def load(self) -> int:
-        return sum(len(chunk.requests) for chunk, _ in self.running.values())
+    def since(self, earlier: Usage) -> Usage:
+        """What came after an earlier reading."""
+        return Usage(
+            {slot: busy - earlier.busy_s.get(slot, 0.0) for slot, busy in self.busy_s.items()},
+            {slot: up - earlier.up_s.get(slot, 0.0) for slot, up in self.up_s.items()},
+        )
 
     @property
-    def is_up(self) -> bool:
-        return self.actor is not None and self.starting is None
+    def utilisation(self) -> float:
+        """Share of their time in which the replicas worked; 0 where none was up."""
+        up = sum(self.up_s.values())
+        return min(1.0, sum(self.busy_s.values()) / up) if up > 0 else 0.0
+
+    @property
+    def by_slot(self) -> dict[int, float]:
+        """The same for each slot that was up."""
+        return {slot: min(1.0, self.busy_s[slot] / up) for slot, up in self.up_s.items() if up > 0}
+
+
+class _Call:
+    """The requests of one call and what they have become."""
+
+    def __init__(self, requests: Sequence[Request]) -> None:
+        self.requests = requests
+        self.future: Future[list[Result]] = Future()
+        self.future.set_running_or_notify_cancel()  # it cannot be cancelled
+        self.done: dict[tuple[int, int], Result] = {}
+        self.missing = sum(request.n for request in requests)
+
+    def put(self, ticket: Ticket, completion: Completion, replica: int) -> None:
+        named = replace(completion, request_id=self.requests[ticket.position].id)
+        self.done[ticket.position, completion.index] = Result(named, replica, ticket.attempts)
+        self.missing -= 1
+
+    def results(self) -> list[Result]:
+        return [
+            self.done[position, index]
+            for position, request in enumerate(self.requests)
+            for index in range(request.n)
+        ]
 
 
 class ReplicaPool:
-    """N replicas of one checkpoint. Ray must be initialised; one thread uses a pool."""
+    """Replicas of one checkpoint. Ray must be initialised; any thread may call."""
 
     def __init__(self, checkpoint: str | Path, settings: PoolSettings) -> None:
         """Starts the replicas and waits until all of them hold the checkpoint.
@@ -98,12 +128,22 @@ class ReplicaPool:
         self.settings = settings
         self.checkpoint_hash = checkpoint_hash(checkpoint)
         self.counters = Counters()
-        self._closed = False
-        self._files = ray.put(pack_checkpoint(checkpoint))
-        self._slots = [_Slot(index) for index in range(settings.replicas)]
+        self._names = itertools.count()
+        self._queue: deque[Ticket] = deque()  # the thread's own
+        self._hungry_since: float | None = None  # since when requests wait
+        # The fields below are everybody's, under this lock.
+        self._changed = threading.Condition()
+        self._calls: set[_Call] = set()
+        self._inbox: list[Ticket] = []
+        self._waiting = 0  # requests in inbox and queue
+        self._closing = False
+        self._failure: EngineError | None = None
+        self._set = ReplicaSet(
+            ray.put(pack_checkpoint(checkpoint)), self.checkpoint_hash, lambda: self.settings
+        )
+        self._thread = threading.Thread(target=self._run, name="replica-pool", daemon=True)
+        self._thread.start()
         try:
-            for slot in self._slots:
-                self._start(slot)
             self.wait_until_ready()
         except EngineError:
             self.close()
@@ -112,16 +152,32 @@ class ReplicaPool:
     @property
     def pids(self) -> list[int | None]:
         """Process ids of the replicas, None where one is starting."""
-        return [slot.pid for slot in self._slots]
+        return [slot.pid for slot in self._set.slots]
+
+    @property
+    def nodes(self) -> list[str | None]:
+        """Ids of the nodes that the replicas are on, None where one is starting."""
+        return [slot.node for slot in self._set.slots]
+
+    @property
+    def queued(self) -> int:
+        """Requests that no replica holds yet."""
+        return self._waiting
 
     def wait_until_ready(self) -> None:
         """Returns when every replica is up.
 
         Raises:
-            EngineError: if one cannot be started.
+            EngineError: if one cannot be started, or the pool is closed.
         """
-        while any(not slot.is_up for slot in self._slots):
-            self._wait()
+        with self._changed:
+            while not all(slot.is_up for slot in self._set.slots):
+                failure = self._failure or start_failure(self._set.slots, self.settings)
+                if failure is not None or self._closing:
+                    raise failure or EngineError(CLOSED)
+                self._changed.wait(POLL_S)
+            if self._failure is not None:
+                raise self._failure
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         """Runs requests on the replicas; completions come in the order of the requests.
@@ -134,162 +190,182 @@ class ReplicaPool:
 
     def run(self, requests: Sequence[Request]) -> list[Result]:
         """As `generate`, and says which replica made each completion."""
-        if len(requests) > self.settings.max_queue:
+        return self.submit(requests).result()
+
+    def submit(self, requests: Sequence[Request]) -> Future[list[Result]]:
+        """As `run`, without waiting for the results; the future raises what `run` would.
+
+        Waits while the queue is full of other calls' requests.
+
+        Raises:
+            EngineError: if there are more than max_queue, or the pool is closed or has failed.
+        """
+        limit = self.settings.max_queue
+        if len(requests) > limit:
             raise EngineError(
-                f"{len(requests)} requests in one call; pool.max_queue allows "
-                f"{self.settings.max_queue}"
+                f"{len(requests)} requests in one call; pool.max_queue allows {limit}"
             )
-        if self._closed:
-            raise EngineError("this pool is closed; make another")
-        self.counters.requested += len(requests)
-        queue = deque(self._chunks(requests))
-        results: dict[int, Result] = {}
-        try:
-            while len(results) < len(requests):
-                self._dispatch(queue)
-                for slot, chunk, completions in self._wait(queue):
-                    for offset, completion in enumerate(completions):
-                        results[chunk.first + offset] = Result(
-                            completion, slot.index, chunk.attempts
-                        )
-        finally:
-            self.counters.completed += len(results)
-            self.counters.lost += len(requests) - len(results)
-            for slot in self._slots:
-                slot.running.clear()  # of a call that failed: nobody waits for it any more
-        return [results[position] for position in range(len(requests))]
+        call = _Call(requests)
+        with self._changed:
+            while self._waiting and self._waiting + len(requests) > limit and not self._closing:
+                self._changed.wait()
+            if self._closing:
+                raise self._failure or EngineError(CLOSED)
+            self.counters.requested += len(requests)
+            if not requests:
+                call.future.set_result([])
+                return call.future
+            self._calls.add(call)
+            self._waiting += len(requests)
+            self._inbox += [
+                Ticket(call, position, replace(request, id=str(next(self._names))))
+                for position, request in enumerate(requests)
+            ]
+            self._changed.notify_all()
+        return call.future
 
     def close(self) -> None:
-        """Ends the replicas; nothing can be asked any more."""
-        self._closed = True
-        for slot in self._slots:
-            if slot.actor is not None:
-                ray.kill(slot.actor)
-            slot.actor = slot.starting = slot.pid = None
+        """Ends the replicas; nothing can be asked any more, and calls under way fail."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        self._thread.join()
 
     def describe(self) -> dict[str, int]:
         """The counters as plain numbers, for metrics."""
         return asdict(self.counters)
 
-    def _chunks(self, requests: Sequence[Request]) -> list[_Chunk]:
-        """Even shares, no larger than what one replica runs at once."""
-        share = math.ceil(len(requests) / len(self._slots))
-        size = max(1, min(share, self.settings.max_batch))
-        return [
-            _Chunk(first, list(requests[first : first + size]))
-            for first in range(0, len(requests), size)
-        ]
-
-    def _dispatch(self, queue: deque[_Chunk]) -> None:
-        while queue:
-            free = [s for s in self._slots if s.is_up and len(s.running) < CHUNKS_PER_REPLICA]
-            if not free:
-                return
-            slot = min(free, key=lambda candidate: candidate.load)
-            chunk = queue.popleft()
-            chunk.attempts += 1
-            reference = slot.actor.generate.remote(chunk.requests)
-            # A chunk may wait for the one before it, so the deadline counts from there.
-            ahead = max((deadline for _, deadline in slot.running.values()), default=0.0)
-            deadline = max(time.monotonic(), ahead) + self.settings.deadline_s
-            slot.running[reference] = (chunk, deadline)
-            self.counters.dispatched += len(chunk.requests)
-
-    def _wait(
-        self, queue: deque[_Chunk] | None = None
-    ) -> list[tuple[_Slot, _Chunk, list[Completion]]]:
-        """Waits for something to happen; gives finished chunks and repairs what broke."""
-        queue = deque() if queue is None else queue
-        events = {reference: slot for slot in self._slots for reference in slot.running}
-        events |= {slot.starting: slot for slot in self._slots if slot.starting is not None}
-        deadlines = [deadline for slot in self._slots for _, deadline in slot.running.values()]
-        deadlines += [slot.deadline for slot in self._slots if slot.starting is not None]
-        timeout = max(0.0, min(deadlines) - time.monotonic())
-        ready, _ = ray.wait(list(events), num_returns=1, timeout=timeout)
-        finished = []
-        for reference in ready:
-            slot = events[reference]
-            if reference == slot.starting:
-                self._finish_start(slot)
-            elif reference in slot.running:
-                done = self._collect(slot, reference, queue)
-                finished += [] if done is None else [done]
-        now = time.monotonic()
-        for slot in self._slots:
-            late = slot.starting is not None and slot.deadline <= now
-            slot.failed_starts += late
-            if late or any(deadline <= now for _, deadline in slot.running.values()):
-                self._replace(slot, "it passed its deadline", queue)
-        return finished
-
-    def _collect(
-        self, slot: _Slot, reference: Any, queue: deque[_Chunk]
-    ) -> tuple[_Slot, _Chunk, list[Completion]] | None:
-        try:
-            completions = ray.get(reference)
-        except RayTaskError as error:
-            cause = error.cause
-            if isinstance(cause, MHCError):  # the request is at fault; no other replica differs
-                raise cause from None
-            # The process lives but its engine may be in any state: it is not used again.
-            self._replace(slot, f"its engine failed: {cause!r}", queue)
-            return None
-        except RayError as error:
-            self._replace(slot, f"{type(error).__name__}", queue)
-            return None
-        chunk, _ = slot.running.pop(reference)
-        return slot, chunk, completions
-
-    def _replace(self, slot: _Slot, reason: str, queue: deque[_Chunk]) -> None:
-        """Starts another actor in the slot and puts its unfinished chunks first in the queue."""
-        logger.warning("replica %d is replaced: %s", slot.index, reason)
-        if slot.actor is not None:
-            ray.kill(slot.actor)
-        chunks = [chunk for chunk, _ in slot.running.values()]
-        slot.running.clear()
-        self.counters.restarted += 1
-        self._start(slot)
-        for chunk in reversed(chunks):
-            self.counters.retried += len(chunk.requests)
-            queue.appendleft(chunk)
-        for chunk in chunks:
-            if chunk.attempts >= self.settings.max_attempts:
-                raise EngineError(
-                    f"{len(chunk.requests)} requests failed on {chunk.attempts} replicas, the last "
-                    f"because {reason}; pool.max_attempts allows {self.settings.max_attempts}"
-                )
-
-    def _start(self, slot: _Slot) -> None:
-        settings = self.settings
-        if slot.failed_starts >= MAX_FAILED_STARTS:
-            raise EngineError(
-                f"replica {slot.index} failed to start {slot.failed_starts} times in a row; see "
-                f"the warnings. Does the cluster have {settings.cpus_per_replica:g} CPUs and "
-                f"{settings.gpus_per_replica:g} GPUs for each of {settings.replicas} replicas?"
-            )
-        actor_class = ray.remote(Replica).options(
-            num_cpus=settings.cpus_per_replica,
-            num_gpus=settings.gpus_per_replica,
-            max_restarts=0,  # restarts are this pool's: it must know what was lost
-            runtime_env={"env_vars": {"OMP_NUM_THREADS": str(settings.threads)}},
+    def usage(self) -> Usage:
+        """How long the replicas have worked and have been up."""
+        usage = self._set.usage()
+        return Usage(
+            {slot: busy for slot, (busy, _) in usage.items()},
+            {slot: up for slot, (_, up) in usage.items()},
         )
-        device = "cuda" if settings.gpus_per_replica else "cpu"
-        slot.actor = actor_class.remote(self._files, settings.max_batch, settings.threads, device)
-        slot.starting = slot.actor.describe.remote()
-        slot.deadline = time.monotonic() + settings.start_deadline_s
-        slot.pid = None
 
-    def _finish_start(self, slot: _Slot) -> None:
+    # The thread
+
+    def _run(self) -> None:
+        failure = EngineError(CLOSED)
         try:
-            content_hash, pid = ray.get(slot.starting)
-        except RayError as error:  # its constructor raised, or its environment cannot be made
-            slot.failed_starts += 1
-            logger.warning("replica %d did not start: %s", slot.index, error)
-            self._start(slot)
+            while self._take_calls():
+                self._resize()
+                self._dispatch()
+                self._handle(self._set.poll(POLL_S))
+                self._check_starts()
+        except EngineError as error:
+            failure = self._failure = error
+        except Exception as error:  # the end of the thread: every waiting caller must hear of it
+            logger.exception("the pool failed")
+            failure = self._failure = EngineError(f"the pool failed: {error!r}")
+        finally:
+            self._end(failure)
+
+    def _end(self, failure: EngineError) -> None:
+        with self._changed:
+            self._closing = True
+            calls, self._calls = self._calls, set()
+            self._changed.notify_all()
+        for call in calls:
+            self._fail(call, failure)
+        if ray.is_initialized():
+            self._set.close()
+
+    def _take_calls(self) -> bool:
+        """Moves new requests into the queue; waits where nothing is to do. False at the end."""
+        with self._changed:
+            if not (self._inbox or self._queue or self._closing) and self._set.is_quiet:
+                self._changed.wait(IDLE_S)
+            self._queue += self._inbox
+            self._inbox = []
+            return not self._closing
+
+    def _resize(self) -> None:
+        """More replicas while requests wait, fewer when some have been idle, within the bounds."""
+        settings, now = self.settings, time.monotonic()
+        if not self._queue:
+            self._hungry_since = None
+        elif self._hungry_since is None:
+            self._hungry_since = now
+        count = len(self._set.slots)
+        least, most = settings.replicas, settings.max_replicas or settings.replicas
+        if self._hungry_since is not None and now - self._hungry_since >= settings.grow_after_s:
+            load = sum(slot.load for slot in self._set.slots) + len(self._queue)
+            wanted = min(most, math.ceil(load / settings.max_batch))
+            if wanted > count:
+                logger.info("%d requests wait: %d replicas", len(self._queue), wanted)
+                self._set.resize(wanted)
+                self.counters.grown += wanted - count
+        elif count > least and self._set.idle_for(now) >= settings.idle_s:
+            self._set.resize(count - 1)
+            self.counters.shrunk += count - len(self._set.slots)
+
+    def _dispatch(self) -> None:
+        sent = 0
+        while self._queue and self._set.take(self._queue[0]):
+            self._queue.popleft()
+            sent += 1
+        self.counters.dispatched += sent
+        self._add_waiting(-sent)
+
+    def _handle(self, events: Events) -> None:
+        for ticket, completion, replica in events.finished:
+            call: _Call = ticket.call
+            if call.future.done():
+                continue
+            if ticket.request.n == 1:
+                call.put(ticket, completion, replica)
+                self.counters.completed += 1
+            elif len(ticket.samples) == ticket.request.n:  # whole, or made again elsewhere
+                for sample in ticket.samples:
+                    call.put(ticket, sample, replica)
+                ticket.samples = []
+                self.counters.completed += 1
+            if call.missing == 0:
+                self._calls.discard(call)
+                call.future.set_result(call.results())
+        for ticket, error in events.refused:
+            self._fail(ticket.call, error)
+        self.counters.restarted += events.restarted
+        self._take_back(events)
+
+    def _take_back(self, events: Events) -> None:
+        """Puts what a replaced replica held first in the queue, unless it was tried too often."""
+        tries = self.settings.max_attempts
+        for ticket in events.returned:
+            if ticket.attempts >= tries:
+                message = (
+                    f"a request failed on {ticket.attempts} replicas; at last {events.reason}; "
+                    f"pool.max_attempts allows {tries}"
+                )
+                self._fail(ticket.call, EngineError(message))
+        again = [ticket for ticket in events.returned if not ticket.call.future.done()]
+        self._queue.extendleft(reversed(again))
+        self.counters.retried += len(again)
+        self._add_waiting(len(again))
+
+    def _check_starts(self) -> None:
+        """Raises the error of replicas that cannot be started, once none is left that works."""
+        if not any(slot.is_up for slot in self._set.slots) and self._calls:
+            failure = start_failure(self._set.slots, self.settings)
+            if failure is not None:
+                raise failure
+
+    def _fail(self, call: _Call, error: Exception) -> None:
+        """Ends a call with an error and withdraws what is left of it."""
+        if call.future.done():
             return
-        if content_hash != self.checkpoint_hash:
-            raise EngineError(
-                f"replica {slot.index} holds checkpoint {content_hash}, the pool was made for "
-                f"{self.checkpoint_hash}"
-            )
-        slot.starting, slot.pid, slot.failed_starts = None, pid, 0
+        self._calls.discard(call)
+        self._set.drop(call)
+        kept = [ticket for ticket in self._queue if ticket.call is not call]
+        self._add_waiting(len(kept) - len(self._queue))
+        self._queue = deque(kept)
+        positions = {position for position, _ in call.done}
+        self.counters.lost += len(call.requests) - len(positions)
+        call.future.set_exception(error)
+
+    def _add_waiting(self, count: int) -> None:
+        if count:
+            with self._changed:
+                self._waiting += count
+                self._changed.notify_all()

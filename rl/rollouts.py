@@ -17,7 +17,8 @@ from mhc_model.files import replace_text
 from mhc_model.request import Request, SamplingParams
 from mhc_model.tokenizer import Tokenizer
 from rl.config import RLConfig
-from rl.pool import ReplicaPool
+from rl.local_pool import LocalPool
+from rl.pool import ReplicaPool, Result
 
 ROLLOUTS, SUPERSEDED = "rollouts.jsonl", "rollouts.superseded.jsonl"
 
@@ -28,15 +29,17 @@ class Rollout:
 
     Attributes:
         index: position in the run's sequence of episodes; unique in rollouts.jsonl.
-        iteration: PPO iteration, and so the version of the policy that chose the gates.
+        iteration: PPO iteration that learns from it.
         problem: id of the problem.
         gates: the 2L gates that the model ran with.
-        completion: the answer.
-        finish_reason: the engine's.
-        tokens: generated tokens.
-        reward: 1.0 if the answer is right, else 0.0.
+        completion: the answer, the first one where there are several.
+        finish_reason: the engine's, of the first answer.
+        tokens: generated tokens of all answers.
+        reward: share of the answers that are right.
         replica: which one answered.
         attempts: 1, or more if replicas died on the way.
+        others: the further answers.
+        policy_version: updates that the policy which chose the gates had had.
     """
 
     index: int
@@ -49,12 +52,16 @@ class Rollout:
     reward: float
     replica: int
     attempts: int
+    others: tuple[str, ...] = ()
+    policy_version: int = 0
 
 
 class Asker:
     """Asks the pool problems under given gates and scores the answers."""
 
-    def __init__(self, pool: ReplicaPool, tokenizer: Tokenizer, config: RLConfig) -> None:
+    def __init__(
+        self, pool: ReplicaPool | LocalPool, tokenizer: Tokenizer, config: RLConfig
+    ) -> None:
         self.pool = pool
         self.tokenizer = tokenizer
         self.config = config
@@ -65,6 +72,7 @@ class Asker:
         gates: Tensor | None,
         first_index: int = 0,
         iteration: int = 0,
+        policy_version: int = 0,
     ) -> list[Rollout]:
         """One pool call for all problems.
 
@@ -73,39 +81,56 @@ class Asker:
             gates: (n, 2L) in [0, 1], one row a problem, or None for the learned gates.
             first_index: index of the first rollout; also what seeds sampled answers.
             iteration: noted in the rollouts.
+            policy_version: likewise.
         """
+        # Numbers, not rows of the tensor: a view would travel with all of its tensor.
+        rows = [None] * len(problems) if gates is None else gates.tolist()
         requests = [
-            Request(
-                prompt_tokens(self.tokenizer, problem),
-                None if gates is None else gates[position],
-                SamplingParams(
-                    max_tokens=self.config.max_tokens,
-                    temperature=self.config.temperature,
-                    seed=first_index + position,
-                    stop=STOP_STRINGS,
-                ),
+            self._request(problem, row, first_index + position)
+            for position, (problem, row) in enumerate(zip(problems, rows, strict=True))
+        ]
+        results, samples = self.pool.run(requests), self.config.samples
+        return [
+            self._rollout(
+                problem,
+                results[position * samples : (position + 1) * samples],
+                {
+                    "index": first_index + position,
+                    "iteration": iteration,
+                    "policy_version": policy_version,
+                },
             )
             for position, problem in enumerate(problems)
         ]
-        rollouts = []
-        for position, result in enumerate(self.pool.run(requests)):
-            completion = result.completion
-            text = completion.text or ""
-            rollouts.append(
-                Rollout(
-                    index=first_index + position,
-                    iteration=iteration,
-                    problem=problems[position].id,
-                    gates=completion.gates or (),
-                    completion=text,
-                    finish_reason=completion.finish_reason,
-                    tokens=len(completion.tokens),
-                    reward=float(getattr(score(text, problems[position]), self.config.reward)),
-                    replica=result.replica,
-                    attempts=result.attempts,
-                )
-            )
-        return rollouts
+
+    def _request(self, problem: Problem, gates: list[float] | None, index: int) -> Request:
+        sampling = SamplingParams(
+            max_tokens=self.config.max_tokens,
+            temperature=self.config.temperature,
+            seed=index,
+            stop=STOP_STRINGS,
+        )
+        prompt = prompt_tokens(self.tokenizer, problem)
+        return Request(prompt, gates, sampling, n=self.config.samples)
+
+    def _rollout(
+        self, problem: Problem, results: Sequence[Result], place: dict[str, int]
+    ) -> Rollout:
+        texts = [result.completion.text or "" for result in results]
+        right = [getattr(score(text, problem), self.config.reward) for text in texts]
+        first = results[0]
+        return Rollout(
+            **place,
+            problem=problem.id,
+            gates=first.completion.gates or (),
+            completion=texts[0],
+            finish_reason=first.completion.finish_reason,
+            tokens=sum(len(result.completion.tokens) for result in results),
+            reward=sum(right) / len(right),
+            replica=first.replica,
+            attempts=first.attempts,
+            others=tuple(texts[1:]),
+        )
 
 
 class RolloutLog:

@@ -2,6 +2,7 @@
 
 runs/NAME/config.yaml      resolved configuration
 runs/NAME/sweep.json       accuracy under fixed gates, per-problem bound
+runs/NAME/difficulty.json  solve rates of the problems, if a window of difficulty is asked for
 runs/NAME/rollouts.jsonl   every episode
 runs/NAME/metrics.jsonl    one row an iteration; also in tensorboard/
 runs/NAME/state/           what resuming needs
@@ -13,37 +14,35 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import ray
 import torch
-import yaml
-from ray.rllib.algorithms.ppo import PPO
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from evals.gsm8k import prompt_tokens
 from evals.problem import Problem
-from evals.tasks import load_problems
-from mhc_model.checkpoint import Checkpoint, load_checkpoint
-from mhc_model.errors import CheckpointError, ConfigError
+from mhc_model.errors import ConfigError
 from mhc_model.files import replace_text
-from mhc_model.policy import GatePolicy, PolicyConfig, prompt_observation
-from mhc_model.settings import dump_settings, validate_settings
+from mhc_model.policy import GatePolicy, PolicyConfig
 from rl.config import RLConfig
+from rl.difficulty import choose_problems
+from rl.directory import claim_directory
 from rl.env import GateVectorEnv
-from rl.metrics import iteration_line, metrics_row, write_board
+from rl.metrics import Clock, iteration_line, metrics_row, write_board
 from rl.pool import ReplicaPool
-from rl.ppo import build_algorithm, current_policy, save_state, train_iteration
+from rl.ppo import GatePPO, build_algorithm, current_policy, save_state, train_iteration
 from rl.rollouts import Asker, RolloutLog
+from rl.setup import prepare
 from rl.sweep import rewards, summarize, summary_lines, sweep_gates
 
 # A resumed run may change these; everything else would make it another run.
 FREE_ON_RESUME = ("storage", "checkpoint", "iterations", "checkpoint_every", "pool", "ray")
 KEEP_STATES = 2
+ACTING = "acting.safetensors"  # weights under which the rollouts after a saved state are made
 
 
 def run(config: RLConfig, ray_arguments: Mapping[str, Any]) -> Path:
@@ -59,14 +58,7 @@ def run(config: RLConfig, ray_arguments: Mapping[str, Any]) -> Path:
         MHCError: if checkpoint, problems or configuration do not allow it.
     """
     directory = Path(config.storage).resolve() / config.name
-    checkpoint = load_checkpoint(config.checkpoint)
-    if checkpoint.model.config.mhc is None:
-        raise ConfigError(f"{checkpoint.path} is a plain model (mhc: null): it has no gates")
-    if checkpoint.tokenizer is None:
-        raise CheckpointError(f"{checkpoint.path} has no tokenizer; problems are text")
-    problems = load_problems(config.data, "train", config.problems)
-    observations = observe(config, checkpoint, problems)
-    policy = policy_config(config, checkpoint)
+    checkpoint, problems, observations, policy = prepare(config)
     state = prepare_directory(directory, config, policy)
     if is_complete(directory, config, state):
         print(f"run {config.name} is complete at iteration {state['iteration']}: {directory}")
@@ -75,6 +67,7 @@ def run(config: RLConfig, ray_arguments: Mapping[str, Any]) -> Path:
     try:
         pool = ReplicaPool(checkpoint.path, config.pool)
         try:
+            pool.counters = pool.counters.going_on_from(state["pool"])
             asker = Asker(pool, checkpoint.tokenizer, config)
             tune(directory, config, policy, asker, problems, observations, state)
         finally:
@@ -102,11 +95,12 @@ def tune(
     )
     sample = problems[: config.sweep_problems]
     outcomes = load_or_sweep(directory, config, asker, sample, policy)
+    chosen = choose_problems(directory, config, policy, asker, problems)
     log = RolloutLog(directory, state["position"])
     env = GateVectorEnv(
         config.envs,
-        problems,
-        observations,
+        [problems[index] for index in chosen],
+        observations[chosen],
         policy,
         asker,
         log,
@@ -116,43 +110,16 @@ def tune(
     algorithm = build_algorithm(config, policy, env)
     try:
         train(config, directory, algorithm, env, state)
+    except BaseException:
+        asker.pool.close()  # nobody wants what is under way
+        raise
     finally:
+        algorithm.stop()  # waits for rollouts under way, which the log keeps
         log.close()
-        algorithm.stop()
     with torch.no_grad():
         gates = GatePolicy.load(directory / "policy").gates(observations[: len(sample)])
     outcomes["policy"] = rewards(asker, sample, gates)
     finish(directory, outcomes, asker.pool, state)
-
-
-def observe(config: RLConfig, checkpoint: Checkpoint, problems: list[Problem]) -> Tensor:
-    """(problems, c) float32: what the policy sees of each problem.
-
-    Raises:
-        ConfigError: if a prompt leaves no room for its answer; hours later would be too late.
-    """
-    prompts = [prompt_tokens(checkpoint.tokenizer, problem) for problem in problems]
-    position = max(range(len(prompts)), key=lambda index: len(prompts[index]))
-    longest, context = len(prompts[position]), checkpoint.model.config.max_seq_len
-    if longest + config.max_tokens > context:
-        raise ConfigError(
-            f"the prompt of {problems[position].id} has {longest} tokens, which with max_tokens "
-            f"{config.max_tokens} exceeds the model's context of {context}; for these problems "
-            f"max_tokens can be at most {context - longest}"
-        )
-    return prompt_observation(checkpoint.model, prompts)
-
-
-def policy_config(config: RLConfig, checkpoint: Checkpoint) -> PolicyConfig:
-    """What the policy observes and sets for this checkpoint."""
-    model = checkpoint.model.config
-    return PolicyConfig(
-        action_space=config.action_space,
-        n_layers=model.n_layers,
-        observation_dim=model.d_model,
-        hidden=config.ppo.hidden,
-        checkpoint_hash=checkpoint.content_hash,
-    )
 
 
 def prepare_directory(directory: Path, config: RLConfig, policy: PolicyConfig) -> dict[str, Any]:
@@ -161,28 +128,21 @@ def prepare_directory(directory: Path, config: RLConfig, policy: PolicyConfig) -
     Raises:
         ConfigError: if the directory belongs to a run with other settings or another checkpoint.
     """
-    saved = directory / "config.yaml"
-    if saved.exists():
-        before = validate_settings(RLConfig, yaml.safe_load(saved.read_text()), str(saved))
-        old, new = before.model_dump(), config.model_dump()
-        different = [k for k in old if old[k] != new[k] and k not in FREE_ON_RESUME]
-        if different:
-            changes = "; ".join(f"{key}: {old[key]!r} -> {new[key]!r}" for key in different)
-            raise ConfigError(
-                f"run {config.name} exists in {directory} with other settings: {changes}; give "
-                f"another name, or delete the directory"
-            )
-    directory.mkdir(parents=True, exist_ok=True)
+    claim_directory(directory, config, FREE_ON_RESUME, f"run {config.name}")
     states = saved_states(directory)
-    state: dict[str, Any] = {"iteration": 0, "position": 0, "checkpoint": policy.checkpoint_hash}
+    state: dict[str, Any] = {
+        "iteration": 0,
+        "position": 0,
+        "checkpoint": policy.checkpoint_hash,
+        "pool": {},
+    }
     if states:
-        state = json.loads((states[-1] / "state.json").read_text(encoding="utf-8"))
+        state |= json.loads((states[-1] / "state.json").read_text(encoding="utf-8"))
         if state["checkpoint"] != policy.checkpoint_hash:
             raise ConfigError(
                 f"run {config.name} was started on checkpoint {state['checkpoint']}, not on "
                 f"{policy.checkpoint_hash}; give another name"
             )
-    dump_settings(config, saved)
     return state
 
 
@@ -222,40 +182,54 @@ def load_or_sweep(
 
 
 def train(
-    config: RLConfig, directory: Path, algorithm: PPO, env: GateVectorEnv, state: dict[str, Any]
+    config: RLConfig, directory: Path, algorithm: GatePPO, env: GateVectorEnv, state: dict[str, Any]
 ) -> None:
     """PPO iterations from the saved state to the last; `state` follows."""
-    start = state["iteration"]
+    start, pool = state["iteration"], env.asker.pool
     if start:
-        algorithm.restore_from_path(str(saved_states(directory)[-1] / "algorithm"))
+        restore(config, directory, algorithm, start)
         print(f"resuming after iteration {start}, rollout {state['position']}", flush=True)
     rows = kept_rows(directory / "metrics.jsonl", start)
     board = SummaryWriter(str(directory / "tensorboard"), purge_step=start + 1)
     with (directory / "metrics.jsonl").open("w", encoding="utf-8") as file:
         file.writelines(f"{row}\n" for row in rows)
         file.flush()
+        clock = Clock(pool)
         for iteration in range(start + 1, config.iterations + 1):
-            started = time.perf_counter()
-            env.iteration, env.recent = iteration, []
             learner = train_iteration(algorithm, config.seed, iteration)
-            seconds = time.perf_counter() - started
-            row = metrics_row(iteration, env.recent, learner, seconds) | env.asker.pool.describe()
+            rollouts = algorithm.sampler.last.rollouts
+            row = metrics_row(iteration, rollouts, learner, clock.lap()) | pool.describe()
             file.write(json.dumps(row) + "\n")
             file.flush()
             write_board(board, row, iteration)
             print(iteration_line(config, row), flush=True)
             if iteration % config.checkpoint_every == 0 or iteration == config.iterations:
-                state |= {"iteration": iteration, "position": env.position}
-                save(directory, algorithm, state)
+                position = iteration * config.rollouts  # what is under way is made again
+                state |= {"iteration": iteration, "position": position, "pool": pool.describe()}
+                save(config, directory, algorithm, state)
     board.close()
 
 
-def save(directory: Path, algorithm: PPO, state: dict[str, Any]) -> None:
+def restore(config: RLConfig, directory: Path, algorithm: GatePPO, iteration: int) -> None:
+    """Loads the newest saved state; asynchronously, begins the rollouts that were under way."""
+    saved = saved_states(directory)[-1]
+    algorithm.restore_from_path(str(saved / "algorithm"))
+    if config.asynchronous and iteration < config.iterations:
+        algorithm.sampler.resume(iteration + 1, load_file(saved / ACTING))
+
+
+def save(config: RLConfig, directory: Path, algorithm: GatePPO, state: dict[str, Any]) -> None:
     """Exports the policy and saves the state; the state goes last, so resuming finds both."""
     current_policy(algorithm).save(directory / "policy")
     target = directory / "state" / f"iteration-{state['iteration']:06d}"
     shutil.rmtree(target, ignore_errors=True)
-    save_state(algorithm, target, lambda staging: write_json(staging / "state.json", state))
+
+    def write(staging: Path) -> None:
+        write_json(staging / "state.json", state)
+        if config.asynchronous:
+            save_file(algorithm.sampler.acting_weights(), staging / ACTING)
+
+    save_state(algorithm, target, write)
     for old in saved_states(directory)[:-KEEP_STATES]:
         shutil.rmtree(old)
 

@@ -42,10 +42,10 @@ def summarize(outcomes: Mapping[str, Sequence[float]]) -> dict[str, Any]:
     """
     summary: dict[str, Any] = {}
     for label, values in outcomes.items():
-        correct = int(sum(values))
+        total = sum(values)  # of several answers to a problem a share is right
         summary[label] = {
-            "accuracy": correct / len(values),
-            "wilson_95": list(wilson_interval(correct, len(values))),
+            "accuracy": total / len(values),
+            "wilson_95": list(wilson_interval(round(total), len(values))),
             "n": len(values),
         }
     best = [max(values) for values in zip(*outcomes.values(), strict=True)]

@@ -93,6 +93,11 @@ class AblateConfig(RLConfig):
         for gate in self.grid:
             if not 0.0 <= gate <= 1.0:
                 raise ValueError(f"grid gate {gate} is outside of [0, 1]")
+        if self.difficulty is not None:
+            raise ValueError(
+                "difficulty is a window for PPO alone: its probes would come on top of the budget, "
+                "and the other arms would learn from other problems; leave it out"
+            )
         if self.budget < len(self.grid):
             raise ValueError(
                 f"the budget of {self.budget} rollouts does not cover a grid of {len(self.grid)}"

@@ -15,8 +15,8 @@ from torch import Tensor
 from evals.gsm8k import prompt_tokens
 from evals.problem import Problem
 from evals.tasks import load_problems
-from mhc_model.checkpoint import Checkpoint, load_checkpoint
-from mhc_model.errors import CheckpointError, ConfigError, DataError
+from mhc_model.checkpoint import Checkpoint
+from mhc_model.errors import DataError
 from mhc_model.files import replace_text
 from mhc_model.gates import expand_gates
 from mhc_model.policy import GatePolicy, PolicyConfig, expand_actions
@@ -41,7 +41,8 @@ from rl.baselines.gradient import AnswerLoss, tune_constant, tune_policy
 from rl.baselines.reinforce import reinforce
 from rl.config import RLConfig
 from rl.rollouts import Asker, RolloutLog
-from rl.run import observe, policy_config, run
+from rl.run import run
+from rl.setup import observe, policy_config, prepare
 
 ARM, GATES, POLICY = "arm.json", "gates.json", "policy"
 
@@ -76,12 +77,7 @@ class Study:
         Raises:
             MHCError: if checkpoint, problems or configuration do not allow it.
         """
-        checkpoint = load_checkpoint(config.checkpoint)
-        if checkpoint.model.config.mhc is None:
-            raise ConfigError(f"{checkpoint.path} is a plain model (mhc: null): it has no gates")
-        if checkpoint.tokenizer is None:
-            raise CheckpointError(f"{checkpoint.path} has no tokenizer; problems are text")
-        training = load_problems(config.data, "train", config.problems)
+        checkpoint, training, observations, _ = prepare(config)
         held_out = load_problems(config.data, "test", config.test_problems)
         shared = {problem.question for problem in training} & {p.question for p in held_out}
         if shared:
@@ -96,7 +92,7 @@ class Study:
             checkpoint=checkpoint,
             training=training,
             held_out=held_out,
-            observations=observe(config, checkpoint, training).cpu(),
+            observations=observations.cpu(),
             known=_read_known(config.known, held_out, checkpoint.model.config.n_layers),
         )
 

@@ -6,9 +6,11 @@ import json
 
 import pytest
 import torch
+from pydantic import ValidationError
 
-from mhc_model import CheckpointError, ConfigError
-from mhc_model.policy import GatePolicy, PolicyConfig, prompt_observation
+from mhc_model import CheckpointError, ConfigError, GateError
+from mhc_model.policy import GatePolicy, PolicyConfig, hidden_observation, prompt_observation
+from mhc_model.routing import watching
 
 
 def make_policy(action_space: str = "per_sublayer", seed: int = 0) -> GatePolicy:
@@ -54,6 +56,48 @@ def test_observation_is_the_mean_embedding(tiny_model):
     torch.testing.assert_close(prompt_observation(model, prompts), expected)
     with pytest.raises(ValueError, match="at least one token"):
         prompt_observation(model, [[1], []])
+
+
+@pytest.mark.parametrize("layer", [1, 2, 3])
+def test_hidden_observation_is_the_mean_of_streams_and_tokens(tiny_model, layer):
+    model = tiny_model()
+    prompt = [3, 4, 5, 5, 9]
+    seen = {}
+    with watching(model, lambda k, x, coefficients, gate: seen.update({k: x})), torch.no_grad():
+        hidden = model.hidden(torch.tensor([prompt]))
+    if layer < 3:  # what the next layer's attention finds: streams (1, t, n, c)
+        expected = seen[2 * layer][0].mean(dim=(0, 1))
+        torch.testing.assert_close(hidden_observation(model, [prompt], layer)[0], expected)
+    else:
+        with torch.no_grad():
+            normed = model.final_norm(model.hidden_after(torch.tensor([prompt]), layer))
+        torch.testing.assert_close(normed, hidden)
+
+
+def test_hidden_observation_does_not_depend_on_company_or_set_gates(tiny_model):
+    model = tiny_model()
+    prompts = [[3, 4, 5, 5], [7], [1, 60, 2]]
+    together = hidden_observation(model, prompts, 2)
+    model.set_gates(0.3)  # a notebook's
+    with watching(model, lambda *_: pytest.fail("whoever watches waits for whole passes")):
+        alone = torch.cat([hidden_observation(model, [prompt], 2) for prompt in prompts])
+    assert torch.equal(together, alone)
+    with pytest.raises(ValueError, match="at least one token"):
+        hidden_observation(model, [[1], []], 2)
+    with pytest.raises(GateError, match="plain"):
+        hidden_observation(tiny_model(plain=True), prompts, 2)
+
+
+def test_a_layer_is_named_where_one_is_read_and_only_there():
+    sizes = {"action_space": "global", "n_layers": 3, "observation_dim": 32}
+    assert PolicyConfig(**sizes, observation="mean_hidden_state", observation_layer=3)
+    for fields, message in (
+        ({"observation": "mean_hidden_state"}, "needs a layer"),
+        ({"observation_layer": 2}, "the others take none"),
+        ({"observation": "mean_hidden_state", "observation_layer": 4}, "4 exceeds n_layers 3"),
+    ):
+        with pytest.raises(ValidationError, match=message):
+            PolicyConfig(**sizes, **fields)
 
 
 def test_save_and_load(tmp_path, tiny_model):

@@ -46,7 +46,7 @@ def test_all_methods_and_action_spaces_are_compared_unless_told_otherwise():
         ({"seeds": [1, 1]}, "seeds has an entry twice"),
         ({"grid": [0.0, 1.5]}, r"1\.5 is outside of \[0, 1\]"),
         ({"rollouts": 100, "envs": 64}, "rollouts 100 is not a multiple"),
-        ({"seed": [1]}, "seed"),
+        ({"difficulty": [0.1, 0.9]}, "difficulty is a window for PPO alone"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(fields, message):

@@ -4,37 +4,46 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+from gymnasium.error import ResetNeeded
+from gymnasium.utils.env_checker import check_env
+from pydantic import ValidationError
 
 from evals.gsm8k import prompt_tokens
 from evals.tasks import load_problems
-from mhc_model import DataError, Engine
+from mhc_model import ConfigError, DataError, Engine
 from mhc_model.policy import PolicyConfig, prompt_observation
+from mhc_model.settings import load_settings
 from rl.config import RLConfig
-from rl.env import GateVectorEnv, ProblemStream
-from rl.pool import Result
+from rl.difficulty import choose_problems
+from rl.env import GateVectorEnv, GSM8KGateEnv, ProblemStream
+from rl.local_pool import LocalPool
 from rl.rollouts import Asker, RolloutLog
 
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+RL_CONFIGS = sorted([*CONFIGS.glob("*_rl.yaml"), *CONFIGS.glob("rl_*.yaml")])
 
-class LocalPool:
-    """What `Asker` needs of a pool, over one engine in this process; counts the calls."""
+
+class CountingPool(LocalPool):
+    """Counts the calls."""
 
     def __init__(self, engine: Engine) -> None:
-        self.engine = engine
+        super().__init__(engine)
         self.calls: list[int] = []
 
     def run(self, requests):
         self.calls.append(len(requests))
-        return [Result(completion, 0, 1) for completion in self.engine.generate(requests)]
+        return super().run(requests)
 
 
 @pytest.fixture
 def asker(checkpoint) -> Asker:
     engine = Engine.from_checkpoint(checkpoint, device="cpu")
     config = RLConfig(name="t", checkpoint=str(checkpoint), max_tokens=6)
-    return Asker(LocalPool(engine), engine.tokenizer, config)
+    return Asker(CountingPool(engine), engine.tokenizer, config)
 
 
 def make_env(asker: Asker, directory, envs: int = 3, position: int = 0) -> GateVectorEnv:
@@ -91,6 +100,99 @@ def test_rewards_are_the_tasks_scores(asker, tmp_path):
     flexible = Asker(pool, asker.tokenizer, asker.config.model_copy(update={"reward": "flexible"}))
     assert [rollout.reward for rollout in strict.ask(problems, None)] == [1.0, 0.0, 0.0]
     assert [rollout.reward for rollout in flexible.ask(problems, None)] == [1.0, 1.0, 0.0]
+
+
+def test_several_answers_to_a_problem_make_a_reward_between_0_and_1(asker):
+    config = asker.config.model_copy(update={"samples": 4, "temperature": 2.0})
+    problems = load_problems("builtin:1", "train", 2)
+    right = [problem.answer.split("#### ")[1] for problem in problems]
+
+    class Answering(LocalPool):
+        def run(self, requests):
+            texts = [*(f"#### {n}" for n in (right[0], "x", right[0], right[0])), *["none"] * 4]
+            return [
+                result._replace(completion=replace(result.completion, text=text))
+                for result, text in zip(super().run(requests), texts, strict=True)
+            ]
+
+    engine = asker.pool.engine
+    first, second = Asker(Answering(engine), asker.tokenizer, config).ask(problems, None)
+    assert (first.reward, second.reward) == (0.75, 0.0)
+    assert [first.completion, *first.others] == [
+        f"#### {n}" for n in (right[0], "x", *right[:1] * 2)
+    ]
+    real = Asker(asker.pool, asker.tokenizer, config).ask(problems, None)
+    assert len({real[0].completion, *real[0].others}) == 4, "seeds differ"
+
+
+def test_the_single_environment_passes_gymnasiums_checker(checkpoint, recwarn):
+    env = GSM8KGateEnv.from_checkpoint(checkpoint, problems=12, max_tokens=6, action_space="global")
+    check_env(env, skip_render_check=True)
+    assert not [str(warning.message) for warning in recwarn if "WARN" in str(warning.message)]
+    observation, info = env.reset(seed=5)
+    assert env.observation_space.contains(observation)
+    final, reward, terminated, truncated, info = env.step(np.array([0.25], dtype=np.float32))
+    assert np.array_equal(final, observation)
+    assert (terminated, truncated) == (True, False)
+    assert reward in (0.0, 1.0)
+    assert info["gates"] == (0.25, 0.25, 0.25, 0.25)
+    with pytest.raises(ResetNeeded):
+        env.step(np.array([0.25], dtype=np.float32))
+    shown = [env.reset()[1]["problem"], env.reset(seed=5)[1]["problem"]]
+    assert shown[1] == info["problem"] != shown[0], "a seed begins its sequence again"
+
+
+def test_problems_outside_of_the_window_are_left_out(asker, tmp_path, capsys):
+    """The pool answers problem i rightly under i of the 4 gate settings."""
+    problems = load_problems("builtin:1", "train", 5)
+    golds = [problem.answer.split("#### ")[1] for problem in problems]
+
+    class Answering(CountingPool):
+        def run(self, requests):
+            probe = len(self.calls)
+            return [
+                result._replace(
+                    completion=replace(result.completion, text=f"#### {gold if i > probe else 'x'}")
+                )
+                for i, (result, gold) in enumerate(zip(super().run(requests), golds, strict=True))
+            ]
+
+    config = asker.config.model_copy(update={"difficulty": (0.25, 0.75)})
+    policy = PolicyConfig(action_space="global", n_layers=2, observation_dim=32)
+    pool = Answering(asker.pool.engine)
+    arguments = (policy, Asker(pool, asker.tokenizer, config), problems)
+    assert choose_problems(tmp_path, config, *arguments) == [1, 2, 3]
+    assert "3 of 5 problems have a solve rate from 0.25 to 0.75" in capsys.readouterr().out
+    assert len(pool.calls) == 4
+    assert choose_problems(tmp_path, config, *arguments) == [1, 2, 3]
+    assert len(pool.calls) == 4, "rates are measured once"
+    narrow = config.model_copy(update={"difficulty": (0.6, 0.7)})
+    with pytest.raises(ConfigError, match=r"no problem .* 0.6 to 0.7.*'0.5': 1"):
+        choose_problems(tmp_path, narrow, *arguments)
+    everything = config.model_copy(update={"difficulty": None})
+    assert choose_problems(tmp_path, everything, *arguments) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"samples": 2}, "samples is 2 at temperature 0"),
+        ({"difficulty": (0.9, 0.1)}, "difficulty 0.9 to 0.1 is no window"),
+        ({"observation": "mean_hidden_state"}, "needs a layer"),
+        ({"pool": {"replicas": 3, "max_replicas": 2}}, "max_replicas 2 is below replicas 3"),
+    ],
+)
+def test_impossible_configurations_are_refused(fields, message):
+    with pytest.raises(ValidationError, match=message):
+        RLConfig(name="t", checkpoint="none", **fields)
+
+
+@pytest.mark.parametrize("path", RL_CONFIGS, ids=lambda path: path.stem)
+def test_shipped_configurations_load(path):
+    config = load_settings(RLConfig, path)
+    if path.stem == "rl_plan":
+        assert (config.rollouts, config.ppo.minibatch, config.ppo.epochs) == (1024, 64, 10)
+        assert (config.ppo.lr, config.ppo.gamma, config.ppo.entropy) == (3e-4, 0.99, 0.1)
 
 
 def test_problems_are_a_function_of_seed_and_position():

@@ -90,6 +90,124 @@ def test_a_hung_replica_is_replaced_after_its_deadline(pool):
     assert pool.pids[1] != victim
 
 
+def test_a_long_request_holds_nobody_up(pool):
+    """Others join the batch that it is in, and use the rows beside it: they end before it."""
+    ended = []
+    original = pool.settings
+    pool.settings = original.model_copy(update={"slice_s": 0.01})
+
+    def submit(name: str, prompts: list[list[int]], max_tokens: int):
+        sampling = SamplingParams(max_tokens=max_tokens, ignore_eos=True)
+        future = pool.submit([Request(prompt, sampling=sampling) for prompt in prompts])
+        future.add_done_callback(lambda _: ended.append(name))
+        return future
+
+    try:
+        before = pool.counters.dispatched
+        long = submit("long", [[1]] * 4, max_tokens=120)
+        while pool.counters.dispatched < before + 4:
+            time.sleep(0.001)
+        short = submit("short", [[2, i] for i in range(60)], max_tokens=2)
+        assert (len(long.result()), len(short.result())) == (4, 60)
+    finally:
+        pool.settings = original
+    assert ended == ["short", "long"]
+
+
+def test_samples_come_after_each_other_and_equal_one_engine(pool, checkpoint):
+    requests = [
+        Request([5, i], sampling=SamplingParams(max_tokens=8, temperature=1.0, seed=i), n=3)
+        for i in range(7)
+    ]
+    expected = Engine.from_checkpoint(checkpoint, device="cpu").generate(requests)
+    results = pool.generate(requests)
+    assert [(c.request_id, c.index) for c in results] == [
+        (request.id, index) for request in requests for index in range(3)
+    ]
+    assert [c.tokens for c in results] == [c.tokens for c in expected]
+
+
+def test_the_same_request_may_be_asked_twice(pool):
+    request = make_requests(1, max_tokens=4)[0]
+    first, second = pool.generate([request, request])
+    assert first.request_id == second.request_id == request.id
+    assert first.tokens == second.tokens
+
+
+def test_a_bad_request_ends_its_own_call_only(pool):
+    good = pool.submit(make_requests(20, max_tokens=20))
+    before = pool.describe()
+    wrong = Request([1], gates=[0.1, 0.2, 0.3], sampling=SamplingParams(max_tokens=2))
+    bad = pool.submit([wrong, *make_requests(300)])
+    with pytest.raises(GateError):
+        bad.result()
+    assert pool.counters.lost > before["lost"]
+    assert len(good.result()) == 20
+    assert pool.queued == 0
+    sent = pool.counters.dispatched - before["dispatched"]
+    assert sent < 150, "what was left of the bad call is withdrawn"
+
+
+def test_callers_wait_while_the_queue_is_full(pool):
+    original = pool.settings
+    pool.settings = original.model_copy(update={"max_queue": 8, "max_batch": 1})
+    most, answers = 0, []
+
+    def ask() -> None:
+        answers.extend(pool.generate(make_requests(8, max_tokens=10)))
+
+    callers = [threading.Thread(target=ask) for _ in range(4)]
+    try:
+        for caller in callers:
+            caller.start()
+        while any(caller.is_alive() for caller in callers):
+            most = max(most, pool.queued)
+            time.sleep(0.001)
+    finally:
+        pool.settings = original
+    assert len(answers) == 32
+    assert 0 < most <= 8
+
+
+def test_replicas_say_how_long_they_worked(pool):
+    before = pool.usage()
+    started = time.monotonic()
+    pool.generate(make_requests(60))
+    worked = pool.usage().since(before)
+    passed = time.monotonic() - started
+    assert set(worked.by_slot) == {0, 1}
+    assert 0.2 < worked.utilisation <= 1.0
+    assert sum(worked.busy_s.values()) <= 2 * passed
+    time.sleep(0.3)
+    idle = pool.usage()
+    time.sleep(0.3)
+    assert pool.usage().since(idle).utilisation == 0.0
+
+
+def test_the_pool_grows_while_requests_wait_and_shrinks_when_idle(ray_cluster, checkpoint):
+    settings = PoolSettings(
+        replicas=1,
+        max_replicas=2,
+        max_batch=2,
+        grow_after_s=0.1,
+        idle_s=0.5,
+        cpus_per_replica=0.5,
+    )
+    pool = ReplicaPool(checkpoint, settings)
+    try:
+        while pool.counters.shrunk == 0:
+            assert len(pool.generate(make_requests(200, max_tokens=30))) == 200
+            assert len(pool.pids) <= 2
+            deadline = time.monotonic() + 2
+            # One that never came to work ends too, once it is idle.
+            while pool.counters.shrunk == 0 and time.monotonic() < deadline:
+                time.sleep(0.05)
+        assert pool.counters.grown >= 1
+        assert len(pool.pids) == 1
+    finally:
+        pool.close()
+
+
 def test_bad_requests_are_refused_and_the_pool_goes_on(pool):
     with pytest.raises(GateError, match=r"allowed: 1 number .* \[0, 1\]"):
         pool.generate([Request([1], gates=1.5, sampling=SamplingParams(max_tokens=2))])

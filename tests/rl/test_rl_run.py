@@ -13,14 +13,30 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from fastapi.testclient import TestClient
+from ray.rllib.core.columns import Columns
+from ray.rllib.core.rl_module.rl_module import RLModule
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from mhc_model import ConfigError, save_checkpoint
-from mhc_model.policy import GatePolicy
+from evals.gate_choice import GateChoice
+from evals.gsm8k import prompt_tokens
+from evals.tasks import load_problems
+from mhc_model import ConfigError, Engine, save_checkpoint
+from mhc_model.gates import gate_names
+from mhc_model.policy import GatePolicy, expand_actions, observe_prompts
 from rl.__main__ import main
 from rl.config import RLConfig
-from rl.run import is_complete
+from rl.module import GateBeta
+from rl.run import is_complete, saved_states
+from serve.app import create_app
+from serve.service import CompletionService
 
 pytestmark = pytest.mark.ray
+
+IDLE = ("learner_idle", "pool_utilisation")
+BOARD = {f"rl/{name}" for name in ("reward", "entropy", "kl", "explained_variance", *IDLE)}
+BOARD |= {"rl/rollouts_per_second", "rl/pool_idle", "replica_utilisation/replica-0"}
+BOARD |= {f"gate_{what}/{gate}" for what in ("mean", "std") for gate in gate_names(2)}
 
 
 def arguments_for(checkpoint: Path, storage: Path, ray_directory: str) -> list[str]:
@@ -31,6 +47,8 @@ def arguments_for(checkpoint: Path, storage: Path, ray_directory: str) -> list[s
         *("--problems", "20", "--checkpoint-every", "1", "--pool.replicas", "1"),
         # No KL is this small, so its weight changes at once: it is state that resuming must keep.
         *("--ppo.kl-target", "1e-6", "--ray.temp-dir", ray_directory),
+        # Asynchronous: a saved state then has rollouts under way, which resuming must make again.
+        *("--asynchronous", "--observation", "mean_hidden_state", "--observation-layer", "1"),
     ]
 
 
@@ -41,14 +59,15 @@ def arguments(checkpoint, tmp_path, short_directory) -> list[str]:
 
 @pytest.fixture(scope="module")
 def survivor(checkpoint, tmp_path_factory) -> Path:
-    """A run of 8 iterations in a process of its own, whose replica was killed on the way."""
+    """A run of 8 iterations in a process of its own, whose replica was killed twice."""
     storage, ray_directory = tmp_path_factory.mktemp("survivor"), tempfile.mkdtemp(prefix="r-")
     command = [sys.executable, "-m", "rl", *arguments_for(checkpoint, storage, ray_directory)]
     run = subprocess.Popen(
         [*command, "--iterations", "8"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     try:
-        wait_for_replica(run, storage / "tiny" / "rollouts.jsonl").kill()
+        for count in (16, 80):
+            wait_for_replica(run, storage / "tiny" / "rollouts.jsonl", count).kill()
         output, _ = run.communicate(timeout=240)
     finally:
         run.kill()
@@ -61,8 +80,8 @@ def survivor(checkpoint, tmp_path_factory) -> Path:
 def test_a_replica_killed_during_a_run_loses_no_episode(survivor):
     assert [row["index"] for row in rows(survivor / "rollouts.jsonl")] == list(range(128))
     last = rows(survivor / "metrics.jsonl")[-1]
-    assert last["restarted"] >= 1
-    assert last["lost"] == 0
+    assert last["restarted"] == 2
+    assert last["lost"] == last["dropped_runners"] == 0
     assert last["completed"] == last["requested"]
 
 
@@ -82,6 +101,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one(arguments, tmp_path, survivor
     assert [row["iteration"] for row in rollouts] == [n for n in range(1, 9) for _ in range(16)]
     assert all(len(row["gates"]) == 4 and row["reward"] in (0.0, 1.0) for row in rollouts)
     whole = rows(survivor / "rollouts.jsonl")
+    versions = [row["policy_version"] for row in rollouts]
+    assert versions == [max(0, n - 2) for n in range(1, 9) for _ in range(16)], "one update behind"
     for key in ("index", "iteration", "problem", "reward"):
         assert [row[key] for row in rollouts] == [row[key] for row in whole], key
     # Not bitwise: what a matrix product rounds to depends on where its operands lie in memory.
@@ -91,6 +112,12 @@ def test_a_resumed_run_equals_an_uninterrupted_one(arguments, tmp_path, survivor
 
     metrics = rows(directory / "metrics.jsonl")
     assert [row["iteration"] for row in metrics] == list(range(1, 9))
+    assert [row["completed"] for row in metrics[2:]] == sorted(
+        row["completed"] for row in metrics[2:]
+    )
+    assert metrics[-1]["completed"] >= 128 + 2 * 8, "counters go on where the saved state was"
+    assert all(0.0 < row[key] <= 1.0 for row in metrics for key in IDLE)
+    assert board_names(directory) >= BOARD
     summary = json.loads((directory / "summary.json").read_text())["summary"]
     assert {"learned", "g=0", "g=0.5", "g=1", "policy"} < set(summary)
     assert list(directory.glob("tensorboard/events*"))
@@ -99,6 +126,35 @@ def test_a_resumed_run_equals_an_uninterrupted_one(arguments, tmp_path, survivor
     assert "complete at iteration 8" in capfd.readouterr().out
     assert main([*arguments, "--iterations", "8", "--seed", "5"]) == 2
     assert "seed: 0 -> 5" in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_exported_policy_gives_the_same_gates_everywhere(survivor, checkpoint):
+    """In RLlib, in this package, in an evaluation and over HTTP."""
+    policy = GatePolicy.load(survivor / "policy")
+    engine = Engine.from_checkpoint(checkpoint, device="cpu")
+    problems = load_problems("builtin:1", "test", 12)
+    prompts = [prompt_tokens(engine.tokenizer, problem) for problem in problems]
+    expected = policy.gates_for_prompts(engine.model, prompts)
+    assert expected.std(dim=0).max() > 1e-5, "prompts get different gates"
+
+    trained = saved_states(survivor)[-1] / "algorithm" / "learner_group" / "learner" / "rl_module"
+    module = RLModule.from_checkpoint(trained / "default_policy")
+    observations = observe_prompts(engine.model, prompts, policy.config)
+    with torch.no_grad():
+        inputs = module.forward_inference({Columns.OBS: observations})
+    chosen = GateBeta.from_logits(inputs[Columns.ACTION_DIST_INPUTS]).to_deterministic().sample()
+    in_rllib = expand_actions(chosen, policy.config)
+    in_evals = GateChoice(f"policy:{survivor / 'policy'}").rows(engine, prompts)
+    service = CompletionService(engine, "mhc", policy=policy)
+    body = {"prompt": prompts, "max_tokens": 1, "temperature": 0, "gates": "policy"}
+    try:
+        answer = TestClient(create_app(service)).post("/v1/completions", json=body).json()
+    finally:
+        service.close()
+    in_serve = torch.tensor([choice["gates"] for choice in answer["choices"]])
+    for gates in (in_rllib, in_evals, in_serve):
+        torch.testing.assert_close(gates, expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.slow
@@ -121,11 +177,11 @@ def test_a_run_without_its_summary_is_not_complete(tmp_path):
     assert not is_complete(tmp_path, config, {"iteration": 1, "position": 32})
 
 
-def wait_for_replica(run: subprocess.Popen, rollouts: Path) -> psutil.Process:
-    """The replica's process, once episodes come in."""
+def wait_for_replica(run: subprocess.Popen, rollouts: Path, count: int) -> psutil.Process:
+    """The replica's process, once so many episodes are in."""
     deadline = time.monotonic() + 180
     while time.monotonic() < deadline and run.poll() is None:
-        if rollouts.exists() and len(rollouts.read_text().splitlines()) >= 16:
+        if rollouts.exists() and len(rollouts.read_text().splitlines()) >= count:
             for process in psutil.Process(run.pid).children(recursive=True):
                 if "ray::Replica" in " ".join(process.cmdline()):
                     return process
@@ -155,6 +211,12 @@ def gates_without_ray(policy: Path) -> list[float]:
     assert len(gates) == 4
     assert all(0.0 < gate < 1.0 for gate in gates)
     return gates
+
+
+def board_names(directory: Path) -> set[str]:
+    events = EventAccumulator(str(directory / "tensorboard"))
+    events.Reload()
+    return set(events.Tags()["scalars"])
 
 
 def rows(path: Path) -> list[dict]:

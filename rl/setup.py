@@ -1,0 +1,84 @@
+"""What a run needs before its first answer: model, problems, observations, and what actions mean.
+
+Everything that can be refused is refused here.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from evals.gsm8k import prompt_tokens
+from evals.problem import Problem
+from evals.tasks import load_problems
+from mhc_model.checkpoint import Checkpoint, load_checkpoint
+from mhc_model.errors import CheckpointError, ConfigError
+from mhc_model.policy import PolicyConfig, observe_prompts
+from rl.config import RLConfig
+
+
+class Setup(NamedTuple):
+    """observations: (problems, c) float32, what the policy sees of each problem."""
+
+    checkpoint: Checkpoint
+    problems: list[Problem]
+    observations: Tensor
+    policy: PolicyConfig
+
+
+def prepare(config: RLConfig) -> Setup:
+    """Loads what the configuration names.
+
+    Raises:
+        MHCError: if checkpoint, problems or configuration do not allow it.
+    """
+    checkpoint = load_checkpoint(config.checkpoint)
+    if checkpoint.model.config.mhc is None:
+        raise ConfigError(f"{checkpoint.path} is a plain model (mhc: null): it has no gates")
+    if checkpoint.tokenizer is None:
+        raise CheckpointError(f"{checkpoint.path} has no tokenizer; problems are text")
+    problems = load_problems(config.data, "train", config.problems)
+    observations = observe(config, checkpoint, problems)
+    return Setup(checkpoint, problems, observations, policy_config(config, checkpoint))
+
+
+def observe(config: RLConfig, checkpoint: Checkpoint, problems: list[Problem]) -> Tensor:
+    """(problems, c) float32: what the policy sees of each problem.
+
+    Raises:
+        ConfigError: if a prompt leaves no room for its answer; hours later would be too late.
+    """
+    prompts = [prompt_tokens(checkpoint.tokenizer, problem) for problem in problems]
+    position = max(range(len(prompts)), key=lambda index: len(prompts[index]))
+    longest, context = len(prompts[position]), checkpoint.model.config.max_seq_len
+    if longest + config.max_tokens > context:
+        raise ConfigError(
+            f"the prompt of {problems[position].id} has {longest} tokens, which with max_tokens "
+            f"{config.max_tokens} exceeds the model's context of {context}; for these problems "
+            f"max_tokens can be at most {context - longest}"
+        )
+    return observe_prompts(checkpoint.model, prompts, policy_config(config, checkpoint))
+
+
+def policy_config(config: RLConfig, checkpoint: Checkpoint) -> PolicyConfig:
+    """What the policy observes and sets for this checkpoint.
+
+    Raises:
+        ConfigError: if the observed layer is not one of the model's.
+    """
+    model = checkpoint.model.config
+    if config.observation_layer is not None and config.observation_layer > model.n_layers:
+        raise ConfigError(
+            f"observation_layer is {config.observation_layer}; this model has layers 1 to "
+            f"{model.n_layers}"
+        )
+    return PolicyConfig(
+        action_space=config.action_space,
+        n_layers=model.n_layers,
+        observation=config.observation,
+        observation_layer=config.observation_layer,
+        observation_dim=model.d_model,
+        hidden=config.ppo.hidden,
+        checkpoint_hash=checkpoint.content_hash,
+    )
