@@ -173,11 +173,36 @@ def compare(
         for metric in accuracies(entries[0]):
             rows.append([f"{task} {metric}", *(percent(entry[metric]) for entry in entries)])
             tests += _accuracy_tests(task, metric, samples, names, resamples, seed)
-    return Comparison(names, runs, rows, _corrected(tests), unpaired)
+    return Comparison(names, runs, rows, corrected(tests), unpaired)
 
 
 def _by_id(samples: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return {sample["id"]: sample for sample in samples}
+
+
+def accuracy_test(
+    task: str,
+    metric: str,
+    names: tuple[str, str],
+    solved: tuple[Sequence[bool], Sequence[bool]],
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> Test:
+    """Two runs on the same problems, at least two; Holm's correction is `corrected`'s to make.
+
+    Args:
+        task, metric: what was scored.
+        names: of the first run and the second.
+        solved: whether each run solved each problem, in the same order.
+        resamples: draws of the bootstrap interval.
+        seed: of the draws.
+    """
+    first, second = solved
+    paired = mcnemar_exact(first, second)
+    difference = paired_bootstrap(first, second, None, 0.95, resamples, seed)
+    share = (paired.only_first + paired.only_second) / len(first)
+    detectable = minimal_detectable_effect(len(first), share) if share else None
+    return Test(task, metric, *names, difference, paired, paired.p_value, detectable)
 
 
 def _accuracy_tests(
@@ -188,29 +213,16 @@ def _accuracy_tests(
     resamples: int,
     seed: int,
 ) -> list[Test]:
-    tests = []
     ids = list(samples[0])
+    if len(ids) < 2:
+        return []
     solved = [[bool(run[identity][metric]) for identity in ids] for run in samples]
-    for one, two in itertools.combinations(range(len(names)), 2):
-        if len(ids) < 2:
-            break
-        paired = mcnemar_exact(solved[one], solved[two])
-        difference = paired_bootstrap(solved[one], solved[two], None, 0.95, resamples, seed)
-        share = (paired.only_first + paired.only_second) / len(ids)
-        detectable = minimal_detectable_effect(len(ids), share) if share else None
-        tests.append(
-            Test(
-                task,
-                metric,
-                names[one],
-                names[two],
-                difference,
-                paired,
-                paired.p_value,
-                detectable,
-            )
+    return [
+        accuracy_test(
+            task, metric, (names[one], names[two]), (solved[one], solved[two]), resamples, seed
         )
-    return tests
+        for one, two in itertools.combinations(range(len(names)), 2)
+    ]
 
 
 def _text_tests(
@@ -243,8 +255,8 @@ def _text_tests(
     return tests
 
 
-def _corrected(tests: list[Test]) -> list[Test]:
-    """Puts Holm's p-values in."""
+def corrected(tests: list[Test]) -> list[Test]:
+    """The tests with Holm's p-values, corrected for all of them together."""
     positions = [i for i, test in enumerate(tests) if test.mcnemar is not None]
     p_values = [test.mcnemar.p_value for test in tests if test.mcnemar is not None]
     adjusted = dict(zip(positions, holm(p_values), strict=True))

@@ -244,9 +244,9 @@ def gate_against_accuracy(
         names: of the sublayers.
         parts: of the range.
     """
-    columns = 4
+    columns = min(4, len(names))
     lines = -(-len(names) // columns)
-    figure, axes = _figure(7.5, 1.7 * lines, lines, columns)
+    figure, axes = _figure(1.9 * columns + 1.0, 1.7 * lines + 0.4, lines, columns)
     text = []
     edges = np.linspace(0.0, 1.0, parts + 1)
     for ax in axes.flat[len(names) :]:

@@ -20,7 +20,6 @@ from typing import Any
 
 import ray
 import torch
-import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
@@ -29,16 +28,14 @@ from evals.problem import Problem
 from mhc_model.errors import ConfigError
 from mhc_model.files import replace_text
 from mhc_model.policy import GatePolicy, PolicyConfig
-from mhc_model.settings import dump_settings, validate_settings
 from rl.config import RLConfig
 from rl.difficulty import choose_problems
+from rl.directory import claim_directory
 from rl.env import GateVectorEnv
 from rl.metrics import Clock, iteration_line, metrics_row, write_board
 from rl.pool import ReplicaPool
 from rl.ppo import GatePPO, build_algorithm, current_policy, save_state, train_iteration
 from rl.rollouts import Asker, RolloutLog
-from rl.setup import observe as observe
-from rl.setup import policy_config as policy_config
 from rl.setup import prepare
 from rl.sweep import rewards, summarize, summary_lines, sweep_gates
 
@@ -131,18 +128,7 @@ def prepare_directory(directory: Path, config: RLConfig, policy: PolicyConfig) -
     Raises:
         ConfigError: if the directory belongs to a run with other settings or another checkpoint.
     """
-    saved = directory / "config.yaml"
-    if saved.exists():
-        before = validate_settings(RLConfig, yaml.safe_load(saved.read_text()), str(saved))
-        old, new = before.model_dump(), config.model_dump()
-        different = [k for k in old if old[k] != new[k] and k not in FREE_ON_RESUME]
-        if different:
-            changes = "; ".join(f"{key}: {old[key]!r} -> {new[key]!r}" for key in different)
-            raise ConfigError(
-                f"run {config.name} exists in {directory} with other settings: {changes}; give "
-                f"another name, or delete the directory"
-            )
-    directory.mkdir(parents=True, exist_ok=True)
+    claim_directory(directory, config, FREE_ON_RESUME, f"run {config.name}")
     states = saved_states(directory)
     state: dict[str, Any] = {
         "iteration": 0,
@@ -157,7 +143,6 @@ def prepare_directory(directory: Path, config: RLConfig, policy: PolicyConfig) -
                 f"run {config.name} was started on checkpoint {state['checkpoint']}, not on "
                 f"{policy.checkpoint_hash}; give another name"
             )
-    dump_settings(config, saved)
     return state
 
 

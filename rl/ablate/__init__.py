@@ -1,0 +1,1 @@
+"""Action spaces of PPO and other ways to choose gates, beside each other on held-out problems."""

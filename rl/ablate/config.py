@@ -1,0 +1,105 @@
+"""Configuration of `python -m rl.ablate`: that of a PPO run, and what is compared with it."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+from pydantic import Field, model_validator
+
+from mhc_model.policy import ActionSpace
+from mhc_model.settings import Settings
+from rl.ablate.arms import METHODS, parse_arm
+from rl.config import RLConfig
+
+
+class SearchSettings(Settings):
+    """The bandit without context: cross-entropy method."""
+
+    candidates: int = Field(32, ge=4, description="gate vectors of a round")
+    elite: float = Field(
+        0.25, gt=0.0, le=0.5, description="share of them that the next round is drawn like"
+    )
+
+
+class ReinforceSettings(Settings):
+    """REINFORCE with PPO's network."""
+
+    lr: float = Field(3e-3, gt=0.0, description="learning rate (Adam)")
+    batch: int = Field(64, ge=2, description="rollouts of one step")
+    entropy: float = Field(0.003, ge=0.0, description="weight of the entropy bonus")
+
+
+class GradientSettings(Settings):
+    """Gates by gradient of the right answers' cross-entropy, everything else frozen."""
+
+    lr: float = Field(0.05, gt=0.0, description="learning rate (Adam) of the gates' logits")
+    policy_lr: float = Field(3e-3, gt=0.0, description="learning rate of a contextual policy")
+    batch: int = Field(16, ge=1, description="problems of one step")
+    budget: int | None = Field(
+        None, ge=1, description="sequences forward and backward; none is as many as rollouts"
+    )
+
+
+class AblateConfig(RLConfig):
+    """Arms that choose gates, each with iterations * rollouts rollouts, tested on held-out
+    problems.
+
+    The fields of `python -m rl` mean what they mean there, for PPO's arms; `action_space` is that
+    of arms that name none. A sweep is not done: fixed gates are arms.
+    """
+
+    arms: tuple[str, ...] = Field(
+        (
+            *(f"ppo:{space}" for space in get_args(ActionSpace)),
+            *("best_constant", "random", "cem", "reinforce", "gradient", "gradient_contextual"),
+        ),
+        min_length=1,
+        description="METHOD or METHOD:ACTION_SPACE; the learned gates and the fixed gates of "
+        f"`grid` are always there. Methods: {', '.join(METHODS)}",
+    )
+    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1, description="each arm learns with each")
+    test_problems: int = Field(
+        500, ge=2, description="the first N of the test split of `data`, which no arm learns from"
+    )
+    grid: tuple[float, ...] = Field(
+        (0.0, 0.25, 0.5, 0.75, 1.0), min_length=1, description="fixed gates, one for all sublayers"
+    )
+    against: tuple[str, ...] = Field(
+        ("learned", "best_constant"),
+        min_length=1,
+        description="arms that every other arm is tested against",
+    )
+    known: str | None = Field(
+        None,
+        description="JSON file, id of each held-out problem -> its right gates, where they are "
+        "known: an arm of its own",
+    )
+    search: SearchSettings = Field(SearchSettings(), description="of the arm cem")
+    reinforce: ReinforceSettings = Field(ReinforceSettings(), description="of the arm reinforce")
+    gradient: GradientSettings = Field(GradientSettings(), description="of the gradient arms")
+
+    @property
+    def budget(self) -> int:
+        """Rollouts of every arm that learns."""
+        return self.iterations * self.rollouts
+
+    @model_validator(mode="after")
+    def _check_arms(self) -> AblateConfig:
+        for arm in self.arms:
+            parse_arm(arm, self.action_space)
+        for name, entries in (("arms", self.arms), ("seeds", self.seeds), ("grid", self.grid)):
+            if len(set(entries)) != len(entries):
+                raise ValueError(f"{name} has an entry twice: {entries}")
+        for gate in self.grid:
+            if not 0.0 <= gate <= 1.0:
+                raise ValueError(f"grid gate {gate} is outside of [0, 1]")
+        if self.difficulty is not None:
+            raise ValueError(
+                "difficulty is a window for PPO alone: its probes would come on top of the budget, "
+                "and the other arms would learn from other problems; leave it out"
+            )
+        if self.budget < len(self.grid):
+            raise ValueError(
+                f"the budget of {self.budget} rollouts does not cover a grid of {len(self.grid)}"
+            )
+        return self

@@ -1,0 +1,258 @@
+"""What all arms of an ablation share: model, problems, budget, and how each learns."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from evals.gsm8k import prompt_tokens
+from evals.problem import Problem
+from evals.tasks import load_problems
+from mhc_model.checkpoint import Checkpoint
+from mhc_model.errors import DataError
+from mhc_model.files import replace_text
+from mhc_model.gates import expand_gates
+from mhc_model.policy import GatePolicy, PolicyConfig, expand_actions
+from rl.ablate.arms import (
+    BEST_CONSTANT,
+    CEM,
+    GRADIENT,
+    GRADIENT_CONTEXTUAL,
+    KNOWN,
+    LEARNED,
+    PPO,
+    RANDOM,
+    REINFORCE,
+    Arm,
+    fixed_name,
+    parse_arm,
+)
+from rl.ablate.config import AblateConfig
+from rl.baselines.bench import Bench
+from rl.baselines.constant import best_of_grid, cross_entropy_search
+from rl.baselines.gradient import AnswerLoss, tune_constant, tune_policy
+from rl.baselines.reinforce import reinforce
+from rl.config import RLConfig
+from rl.rollouts import Asker, RolloutLog
+from rl.run import run
+from rl.setup import observe, policy_config, prepare
+
+ARM, GATES, POLICY = "arm.json", "gates.json", "policy"
+
+
+@dataclass
+class Study:
+    """Model, problems and arms of one ablation.
+
+    Attributes:
+        config: of the ablation.
+        directory: of its results.
+        checkpoint: the model that is steered.
+        training: problems that arms learn from.
+        held_out: problems that they are tested on.
+        observations: (training, c) float32, what a contextual policy sees.
+        known: right gates of the held-out problems, where they are known.
+    """
+
+    config: AblateConfig
+    directory: Path
+    checkpoint: Checkpoint
+    training: list[Problem]
+    held_out: list[Problem]
+    observations: Tensor
+    known: Tensor | None = None
+    asker: Asker | None = field(default=None, repr=False)
+
+    @classmethod
+    def prepare(cls, config: AblateConfig) -> Study:
+        """Loads everything; what can be refused is refused here.
+
+        Raises:
+            MHCError: if checkpoint, problems or configuration do not allow it.
+        """
+        checkpoint, training, observations, _ = prepare(config)
+        held_out = load_problems(config.data, "test", config.test_problems)
+        shared = {problem.question for problem in training} & {p.question for p in held_out}
+        if shared:
+            raise DataError(
+                f"{len(shared)} held-out questions are also training questions, such as "
+                f"{min(shared)!r}; give data with disjoint splits train and test"
+            )
+        observe(config, checkpoint, held_out)  # refuses prompts that leave no room to answer
+        return cls(
+            config=config,
+            directory=Path(config.storage).resolve() / config.name,
+            checkpoint=checkpoint,
+            training=training,
+            held_out=held_out,
+            observations=observations.cpu(),
+            known=_read_known(config.known, held_out, checkpoint.model.config.n_layers),
+        )
+
+    def arms(self) -> list[Arm]:
+        """All of them, in the order of the tables: given ones, then those that learn."""
+        config = self.config
+        names = [LEARNED, *map(fixed_name, config.grid)]
+        names += [KNOWN] if self.known is not None else []
+        arms = [Arm(name, name, "global") for name in names]
+        for name in config.arms:
+            method, space = parse_arm(name, config.action_space)
+            arms += [Arm(name, method, space, seed) for seed in config.seeds]
+        return arms
+
+    def path(self, arm: Arm) -> Path:
+        """Directory of an arm."""
+        return self.directory / "arms" / arm.directory
+
+    def is_learned(self, arm: Arm) -> bool:
+        """Whether what the arm learns is there, or it learns nothing."""
+        return arm.seed is None or arm.method == RANDOM or (self.path(arm) / ARM).exists()
+
+    def learn(self, arm: Arm, ray_arguments: Mapping[str, Any]) -> None:
+        """Lets an arm learn and keeps what it found; PPO starts Ray itself, with these arguments,
+        the others use `asker`."""
+        path, started = self.path(arm), time.perf_counter()
+        path.mkdir(parents=True, exist_ok=True)
+        found, facts = self._learners()[arm.method](arm, ray_arguments)
+        if isinstance(found, GatePolicy):
+            found.save(path / POLICY)
+        else:
+            write_json(path / GATES, expand_actions(found[None], self.policy(arm))[0].tolist())
+        seconds = round(time.perf_counter() - started, 1)
+        write_json(path / ARM, {"arm": arm.name, "seed": arm.seed, "seconds": seconds, **facts})
+
+    def policy(self, arm: Arm) -> PolicyConfig:
+        """What the arm sets."""
+        return policy_config(self._rl_config(arm), self.checkpoint)
+
+    @torch.no_grad()
+    def gates(self, arm: Arm) -> Tensor | None:
+        """(held_out, 2L) gates that the arm chooses, None for the learned ones."""
+        count, n_layers = len(self.held_out), self.checkpoint.model.config.n_layers
+        if arm.method == LEARNED:
+            return None
+        if arm.method == KNOWN:
+            return self.known
+        if arm.method == RANDOM:
+            generator = torch.Generator().manual_seed(self.config.seed + (arm.seed or 0))
+            policy = self.policy(arm)
+            return expand_actions(torch.rand(count, policy.n_actions, generator=generator), policy)
+        if arm.seed is None:
+            row = expand_gates(float(arm.name.removeprefix("g=")), n_layers)
+            return row.expand(count, -1)
+        if (self.path(arm) / POLICY).exists():
+            tokenizer = self.checkpoint.tokenizer
+            prompts = [prompt_tokens(tokenizer, problem) for problem in self.held_out]
+            policy = GatePolicy.load(self.path(arm) / POLICY)
+            return policy.gates_for_prompts(self.checkpoint.model, prompts)
+        row = expand_gates(json.loads((self.path(arm) / GATES).read_text()), n_layers)
+        return row.expand(count, -1)
+
+    def rollouts(self, arm: Arm) -> Path:
+        """The file of the arm's training rollouts."""
+        if arm.method == PPO:
+            return self.directory / "runs" / arm.directory / "rollouts.jsonl"
+        return self.path(arm) / "rollouts.jsonl"
+
+    def _learners(self) -> dict[str, Any]:
+        return {
+            PPO: self._ppo,
+            BEST_CONSTANT: self._on_bench,
+            CEM: self._on_bench,
+            REINFORCE: self._on_bench,
+            GRADIENT: self._by_gradient,
+            GRADIENT_CONTEXTUAL: self._by_gradient,
+        }
+
+    def _rl_config(self, arm: Arm) -> RLConfig:
+        """The run of `python -m rl` that PPO's arm is; its sweep would only repeat other arms."""
+        values = {name: getattr(self.config, name) for name in RLConfig.model_fields}
+        return RLConfig(
+            **{
+                **values,
+                "name": arm.directory,
+                "storage": str(self.directory / "runs"),
+                "action_space": arm.space,
+                "seed": arm.seed or 0,
+                "sweep": (),
+                "sweep_problems": 1,
+            }
+        )
+
+    def _ppo(self, arm: Arm, ray_arguments: Mapping[str, Any]) -> tuple[GatePolicy, dict[str, Any]]:
+        path = run(self._rl_config(arm), ray_arguments)
+        rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+        facts = {
+            "rollouts": sum(row["rollouts"] for row in rows),
+            "rewards": [row["reward"] for row in rows],
+        }
+        return GatePolicy.load(path / POLICY), facts
+
+    def _on_bench(
+        self, arm: Arm, _: Mapping[str, Any]
+    ) -> tuple[GatePolicy | Tensor, dict[str, Any]]:
+        config = self.config
+        if self.asker is None:
+            raise RuntimeError("arms that ask the model need an asker")
+        log = RolloutLog(self.path(arm), 0)
+        bench = Bench(
+            self.asker,
+            self.training,
+            self.observations,
+            self.policy(arm),
+            config.budget,
+            config.rollouts,
+            arm.seed or 0,
+            log,
+        )
+        try:
+            if arm.method == BEST_CONSTANT:
+                found: GatePolicy | Tensor = best_of_grid(bench, config.grid)
+            elif arm.method == CEM:
+                search = config.search
+                found = cross_entropy_search(bench, search.candidates, search.elite)
+            else:
+                own = config.reinforce
+                found = reinforce(bench, own.lr, own.batch, own.entropy)
+        finally:
+            log.close()
+        return found, {"rollouts": bench.used, "rewards": bench.history}
+
+    def _by_gradient(
+        self, arm: Arm, _: Mapping[str, Any]
+    ) -> tuple[GatePolicy | Tensor, dict[str, Any]]:
+        own, policy = self.config.gradient, self.policy(arm)
+        budget = self.config.budget if own.budget is None else own.budget
+        loss = AnswerLoss(self.checkpoint.model, self.checkpoint.tokenizer, self.training)
+        seed = arm.seed or 0
+        found: GatePolicy | Tensor
+        if arm.method == GRADIENT:
+            found, losses = tune_constant(loss, policy, budget, own.batch, own.lr, seed)
+        else:
+            found, losses = tune_policy(
+                loss, policy, self.observations, budget, own.batch, own.policy_lr, seed
+            )
+        return found, {"rollouts": 0, "sequences": len(losses) * own.batch, "losses": losses}
+
+
+def _read_known(path: str | None, problems: Sequence[Problem], n_layers: int) -> Tensor | None:
+    if path is None:
+        return None
+    try:
+        gates = json.loads(Path(path).read_text(encoding="utf-8"))
+        return torch.stack([expand_gates(gates[problem.id], n_layers) for problem in problems])
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"known gates {path} cannot be read: {error}") from None
+    except KeyError as error:
+        raise DataError(f"known gates {path} lack the held-out problem {error}") from None
+
+
+def write_json(path: Path, value: Any) -> None:
+    replace_text(path, json.dumps(value, indent=2) + "\n")

@@ -1,0 +1,1 @@
+"""A controlled task whose right gates are known: does RL find them?"""

@@ -1,0 +1,54 @@
+"""Configuration of ablations: what is refused, and that the shipped ones are valid."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mhc_model import ConfigError
+from mhc_model.settings import load_settings, validate_settings
+from rl.ablate.arms import METHODS, parse_arm
+from rl.ablate.config import AblateConfig
+from rl.steerable.config import SteerableConfig
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+VALUES = {"name": "t", "checkpoint": "none"}
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("ablate_*.yaml")), ids=lambda path: path.stem)
+def test_shipped_ablations_are_valid(path):
+    config = load_settings(AblateConfig, path)
+    assert config.budget == config.iterations * config.rollouts
+
+
+def test_the_shipped_proof_compares_three_seeds_on_500_problems_and_more():
+    config = load_settings(SteerableConfig, CONFIGS / "steerable.yaml")
+    assert len(config.ablation.seeds) >= 3
+    assert config.test_problems >= 500
+    assert any(variant.is_contextual for variant in config.variants.values())
+
+
+def test_all_methods_and_action_spaces_are_compared_unless_told_otherwise():
+    arms = [parse_arm(arm, "per_layer") for arm in AblateConfig(**VALUES).arms]
+    assert {method for method, _ in arms} == set(METHODS)
+    spaces = {space for method, space in arms if method == "ppo"}
+    assert spaces == {"global", "per_layer", "per_sublayer"}
+    assert ("cem", "per_layer") in arms, "an arm without a space has that of the configuration"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"arms": ["pppo"]}, "'pppo' is no METHOD.*best_constant"),
+        ({"arms": ["ppo:layer"]}, "'ppo:layer'.*per_layer"),
+        ({"arms": ["ppo", "ppo"]}, "arms has an entry twice"),
+        ({"seeds": [1, 1]}, "seeds has an entry twice"),
+        ({"grid": [0.0, 1.5]}, r"1\.5 is outside of \[0, 1\]"),
+        ({"rollouts": 100, "envs": 64}, "rollouts 100 is not a multiple"),
+        ({"difficulty": [0.1, 0.9]}, "difficulty is a window for PPO alone"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        validate_settings(AblateConfig, VALUES | fields, "test")
