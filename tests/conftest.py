@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 from torch import Tensor
@@ -13,6 +14,10 @@ from vllm_engines import vllm_engines
 from mhc_model import Decoder, MHCConfig, ModelConfig
 from mhc_model.connections import Coefficients, HyperConnection
 from mhc_model.routing import watching
+
+# A shared machine is slow at times; how long an example takes is not what these tests are about.
+hypothesis.settings.register_profile("patient", deadline=None)
+hypothesis.settings.load_profile("patient")
 
 # One thread: the models are tiny, and the machine may run Ray workers beside the tests.
 torch.set_num_threads(1)
