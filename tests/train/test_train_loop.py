@@ -242,6 +242,7 @@ def test_a_run_in_a_bucket(make_config, tiny_corpus, tmp_path):
     assert run.steps() == [4, 8]
     assert len(run.read_text("metrics.jsonl").splitlines()) == 8
     assert (tmp_path / "bucket/runs/x/tensorboard").is_dir()
+    assert json.loads(run.read_text("best.json"))["step"] == 8
     run.delete_step(8)
     run = RunDirectory("bucket/runs", "x", bucket)
     resumed = bucket_trainer()
