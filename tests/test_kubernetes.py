@@ -102,7 +102,10 @@ def test_the_jobs_command_is_one_that_train_takes():
     machines = -(-config.workers.num_workers // int(limits["nvidia.com/gpu"]))
     assert machines <= group["maxReplicas"]
     assert config.workers.cpus_per_worker * int(limits["nvidia.com/gpu"]) <= int(limits["cpu"])
+    # Pods share no disk, and the image holds no data.
     assert config.storage.startswith("s3://")
+    assert config.data.shards.startswith("s3://")
+    assert not config.data.files
 
 
 def test_the_services_configuration_is_serve_app_yaml_for_that_place():
