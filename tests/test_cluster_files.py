@@ -58,6 +58,15 @@ def test_clouds_start_what_the_training_configuration_asks_for(file):
     assert "GPU" not in types["head"]["resources"]
 
 
+@pytest.mark.parametrize(
+    ("file", "identity"),
+    [("deploy/aws.yaml", "IamInstanceProfile"), ("deploy/gcp.yaml", "serviceAccounts")],
+)
+def test_cloud_workers_may_read_the_bucket(file, identity):
+    """Ray gives the head an identity of its own where none is named; workers get none."""
+    assert identity in load(file)["available_node_types"]["h100"]["node_config"]
+
+
 @pytest.mark.parametrize("file", FILES[1:])
 def test_variants_install_and_start_as_cluster_yaml_does(file):
     first, variant = load(FILES[0]), load(file)

@@ -108,6 +108,14 @@ def test_the_jobs_command_is_one_that_train_takes():
     assert not config.data.files
 
 
+def test_every_pod_of_the_job_may_read_the_bucket():
+    """The head too: the command itself runs there."""
+    cluster = cluster_of(load("RayJob"))
+    groups = (cluster["headGroupSpec"], *cluster["workerGroupSpecs"])
+    accounts = [group["template"]["spec"]["serviceAccountName"] for group in groups]
+    assert len(set(accounts)) == 1
+
+
 def test_the_services_configuration_is_serve_app_yaml_for_that_place():
     served = yaml.safe_load(load("RayService")["spec"]["serveConfigV2"])
     ServeDeploySchema.model_validate(served)
