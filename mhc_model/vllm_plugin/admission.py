@@ -12,8 +12,10 @@ import hashlib
 from typing import Any
 
 from torch import Tensor
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.exceptions import VLLMClientError
-from vllm.sampling_params import SamplingParams
+from vllm.sampling_params import BeamSearchParams, SamplingParams
 from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.engine.input_processor import InputProcessor
 
@@ -93,6 +95,24 @@ def install() -> None:
 
     setattr(process_inputs, _MARK, True)
     InputProcessor.process_inputs = process_inputs
+    for kind in (CompletionRequest, ChatCompletionRequest):
+        _refuse_beams(kind)
+
+
+def _refuse_beams(kind: type[Any]) -> None:
+    """vLLM's beam search makes parameters of its own, without what a request has in vllm_xargs."""
+    original = kind.to_beam_search_params
+
+    @functools.wraps(original)
+    def to_beam_search_params(self: Any, *args: Any, **kwargs: Any) -> BeamSearchParams:
+        if GATES in (self.vllm_xargs or {}):
+            raise RefusedGates(
+                "use_beam_search is true, and vLLM's beam search takes no gates: leave out one of "
+                "them"
+            )
+        return original(self, *args, **kwargs)
+
+    kind.to_beam_search_params = to_beam_search_params
 
 
 def gates_of(parameters: SamplingParams | None) -> list[float] | None:

@@ -30,6 +30,13 @@ class GateRunner(CPUModelRunner):
 
     def load_model(self, load_dummy_weights: bool = False) -> None:
         super().load_model(load_dummy_weights)
+        self._read_learned()
+
+    def reload_weights(self, *arguments: Any, **options: Any) -> None:
+        super().reload_weights(*arguments, **options)
+        self._read_learned()
+
+    def _read_learned(self) -> None:
         decoder = self.get_model().decoder
         if decoder.config.mhc is not None:
             self._learned = decoder.learned_gates().detach()

@@ -100,3 +100,11 @@ def test_bad_gates_are_a_400_and_the_server_goes_on(url, gates, message):
     assert refused.status_code == 400
     assert message in refused.json()["error"]["message"]
     assert _complete(url).status_code == 200
+
+
+def test_beam_search_takes_no_gates(url):
+    """vLLM would go on with the learned ones and say nothing."""
+    refused = _complete(url, vllm_xargs={"gates": 0.5}, use_beam_search=True, n=2)
+    assert refused.status_code == 400
+    assert "beam search takes no gates" in refused.json()["error"]["message"]
+    assert _complete(url, use_beam_search=True, n=2).status_code == 200
