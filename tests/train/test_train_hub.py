@@ -142,6 +142,7 @@ def test_the_default_data_set_and_a_restart_after_it_has_changed(hub, tmp_path):
     assert config.source == (FINEWEB_EDU,)
     dump_settings(config, tmp_path / "config.yaml")
     environment = os.environ | {
+        "HF_HUB_OFFLINE": "0",  # other tests set it; the hub here is this machine
         "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}",
         "HF_HOME": str(tmp_path / "home"),
         "HF_HUB_DISABLE_TELEMETRY": "1",
