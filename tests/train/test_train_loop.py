@@ -260,6 +260,8 @@ def test_a_run_in_a_bucket(make_config, tiny_corpus, tmp_path):
     assert run.steps() == []
 
     def persist(step, metrics, directory):
+        # After a kill behind this, the rows of the checkpoint tell what it is worth.
+        assert len(run.read_text("metrics.jsonl").splitlines()) == step
         pyarrow.fs.copy_files(
             str(directory), f"{run.path}/step-{step:06d}", destination_filesystem=bucket
         )
