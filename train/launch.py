@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import ray
 import ray.train
 import ray.train.torch
 import yaml
+from filelock import FileLock, Timeout
 
 from mhc_model.checkpoint import find_checkpoint, read_model_config
 from mhc_model.config import ModelConfig
@@ -30,6 +33,8 @@ from train.worker import train_worker
 # for example after a kill in the middle of a save. Which checkpoint is whole is decided by reading
 # them (train.resume), so every start begins with a fresh list.
 RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"
+
+LOCK = ".lock"
 
 # Defaults that the user's environment overrides.
 RAY_ENVIRONMENT = {
@@ -66,6 +71,40 @@ def launch(config: TrainConfig, ray_arguments: Mapping[str, Any]) -> None:
     config = with_vocabulary(config, corpus.tokenizer.vocab_size)
     _check_start(config, corpus)
     run = RunDirectory(config.storage, config.name)
+    with only_driver(run):
+        _train(run, config, corpus, ray_arguments)
+
+
+@contextmanager
+def only_driver(run: RunDirectory) -> Iterator[None]:
+    """Holds the run's lock; a bucket has none.
+
+    Raises:
+        ConfigError: if another process trains the run, or its directory cannot be written.
+    """
+    if not run.is_local:
+        yield
+        return
+    lock = FileLock(f"{run.path}/{LOCK}", timeout=0)
+    try:
+        Path(run.path).mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise ConfigError(
+            f"another process trains the run in {run.location}: wait for its end, or give another "
+            f"name"
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"storage {run.location} cannot be written: {error}") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _train(
+    run: RunDirectory, config: TrainConfig, corpus: Corpus, ray_arguments: Mapping[str, Any]
+) -> None:
     check_same_run(run, config, corpus)
     print(
         f"run {config.name} in {run.location}: {len(corpus.tokens):,} training tokens of "

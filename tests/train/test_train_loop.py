@@ -14,7 +14,7 @@ from evals.bits_per_byte import bits_per_byte
 from mhc_model import CheckpointError, ConfigError, MHCError, load_checkpoint
 from mhc_model.settings import to_yaml
 from train.corpus import prepare_corpus
-from train.launch import check_same_run, launch
+from train.launch import check_same_run, launch, only_driver
 from train.loop import Trainer
 from train.metrics import MetricsLog, Progress
 from train.process_group import ProcessGroup
@@ -239,6 +239,17 @@ def test_a_finished_run_says_so_and_starts_nothing(finished_copy, capsys):
     assert run.read_text("metrics.jsonl") == before
     with pytest.raises(ConfigError, match="seed"):
         launch(finished_copy.model_copy(update={"seed": 1}), {"address": "nowhere:1"})
+
+
+def test_a_run_has_one_driver_at_a_time(finished_copy):
+    run = RunDirectory(finished_copy.storage, finished_copy.name)
+    with (
+        only_driver(run),
+        pytest.raises(ConfigError, match=r"another process trains the run in .*/copy/tiny"),
+    ):
+        launch(finished_copy, {"address": "nowhere:1"})
+    with only_driver(run):
+        pass
 
 
 def test_bfloat16_is_close_to_float32_and_keeps_float32_weights(make_config, make_trainer):
