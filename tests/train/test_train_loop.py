@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pyarrow.fs
 import pytest
+import ray.train
 import torch
 
 from evals.bits_per_byte import bits_per_byte
@@ -21,6 +22,7 @@ from train.process_group import ProcessGroup
 from train.resume import find_resume
 from train.run_directory import RunDirectory, step_name
 from train.validation import Validation
+from train.worker import failure_file
 
 
 def read_rows(config) -> list[dict]:
@@ -239,6 +241,24 @@ def test_a_finished_run_says_so_and_starts_nothing(finished_copy, capsys):
     assert run.read_text("metrics.jsonl") == before
     with pytest.raises(ConfigError, match="seed"):
         launch(finished_copy.model_copy(update={"seed": 1}), {"address": "nowhere:1"})
+
+
+@pytest.mark.parametrize(
+    ("said", "message"), [("loss is nan", "^loss is nan$"), (None, "worker 0 died")]
+)
+def test_failed_workers_end_in_an_error_of_ours(make_config, monkeypatch, said, message):
+    config = make_config()
+    run = RunDirectory(config.storage, config.name)
+
+    def fail(*arguments):
+        if said is not None:
+            run.write_text(failure_file(0), said)
+        raise ray.train.WorkerGroupError("worker 0 died", {})
+
+    monkeypatch.setattr("train.launch.fit", fail)
+    with pytest.raises(MHCError, match=message):
+        launch(config, {"address": "nowhere:1"})
+    assert run.read_text(failure_file(0)) is None
 
 
 def test_a_run_has_one_driver_at_a_time(finished_copy):
