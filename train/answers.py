@@ -37,6 +37,8 @@ FIELDS = (
     ("prompt", "completion"),
     ("prompt", "response"),
 )
+# Configurations of data sets that have no default one.
+SUBSETS = {"openai/gsm8k": "main"}
 ACCEPTED = (
     "accepted: a file of JSON lines (.jsonl or .jsonl.gz), a directory with {split}.jsonl, or a "
     "hub name such as openai/gsm8k"
@@ -211,7 +213,7 @@ def _split_problems(config: DataConfig) -> tuple[list[Problem], list[Problem]]:
 
 
 def _read(source: str, split: str) -> list[Problem]:
-    rows, name = find_rows(source, split, "main", ACCEPTED)
+    rows, name = find_rows(source, split, SUBSETS.get(source), ACCEPTED)
     parsed = parse_rows(rows, lambda row, number: _example(row, f"{name}-{number}"), None, source)
     if parsed.malformed:
         raise DataError(parsed.malformed[0])

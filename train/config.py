@@ -322,6 +322,12 @@ class TrainConfig(Settings):
             return values
         model = values.get("model", {})
         model = model.model_dump() if isinstance(model, ModelConfig) else model
+        for name in ("d_mlp", "d_head", "n_kv_heads"):
+            if isinstance(model, dict) and model.get(name) is not None:
+                raise ValueError(
+                    f"depth is {depth}, but model.{name} is {model[name]}, of another width: give "
+                    f"the sizes of model instead, or leave {name} out"
+                )
         heads = math.ceil(depth * 64 / HEAD_CHANNELS)
         sizes = {"n_layers": depth, "d_model": heads * HEAD_CHANNELS, "n_heads": heads}
         return {**values, "model": {**model, **sizes}} if isinstance(model, dict) else values

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import sys
 
 import torch
 
-# Dense bfloat16 TFLOP/s by a part of the name that torch gives a GPU, from NVIDIA's and AMD's data
+# Dense bfloat16 TFLOP/s by words of the name that torch gives a GPU, from NVIDIA's and AMD's data
 # sheets. The first that fits counts.
 BFLOAT16_TFLOPS = {
     "GB200": 2500.0,
     "B200": 2250.0,
+    "H200 NVL": 835.0,
     "H200": 989.4,
     "GH200": 989.4,
     "H100 NVL": 835.0,
@@ -23,6 +25,7 @@ BFLOAT16_TFLOPS = {
     "A800": 312.0,
     "MI300X": 1307.4,
     "L40S": 362.0,
+    "L40": 181.0,
     "L4": 121.0,
     "RTX 5090": 209.5,
     "RTX 4090": 165.2,
@@ -38,7 +41,11 @@ def peak_tflops(device_name: str, precision: str) -> float | None:
     """
     if precision != "bfloat16":
         return None
-    known = (peak for name, peak in BFLOAT16_TFLOPS.items() if name in device_name)
+    known = (
+        peak
+        for name, peak in BFLOAT16_TFLOPS.items()
+        if re.search(rf"(?<!\w){name}(?!\w)", device_name)
+    )
     return next(known, None)
 
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import ray
 import ray.train
 import ray.train.torch
 import yaml
+from filelock import FileLock, Timeout
 
 from mhc_model.checkpoint import find_checkpoint, read_model_config
 from mhc_model.config import ModelConfig
-from mhc_model.errors import ConfigError
+from mhc_model.errors import ConfigError, MHCError
 from mhc_model.settings import to_yaml, validate_settings
 from train.answers import AnswerCorpus, left_out, prepare_answers
 from train.config import TrainConfig, differing_fields
@@ -24,12 +27,14 @@ from train.resume import find_resume
 from train.run_directory import RunDirectory
 from train.samples import check_samples
 from train.trackers import import_tracker
-from train.worker import train_worker
+from train.worker import failure_file, train_worker
 
 # Ray Train's own list of checkpoints. It refuses to start where the list and the directory differ,
 # for example after a kill in the middle of a save. Which checkpoint is whole is decided by reading
 # them (train.resume), so every start begins with a fresh list.
 RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"
+
+LOCK = ".lock"
 
 # Defaults that the user's environment overrides.
 RAY_ENVIRONMENT = {
@@ -55,8 +60,8 @@ def launch(config: TrainConfig, ray_arguments: Mapping[str, Any]) -> None:
         ray_arguments: keyword arguments of `ray.init`.
 
     Raises:
-        MHCError: if the configuration, the data or the run directory do not allow it.
-        ray.train.TrainingFailedError: if workers failed more often than workers.max_failures.
+        MHCError: if the configuration, the data or the run directory do not allow it, if a worker
+            raised it, or if workers failed more often than workers.max_failures.
     """
     config = with_start(config)
     if config.loss_on == "answers":
@@ -66,6 +71,40 @@ def launch(config: TrainConfig, ray_arguments: Mapping[str, Any]) -> None:
     config = with_vocabulary(config, corpus.tokenizer.vocab_size)
     _check_start(config, corpus)
     run = RunDirectory(config.storage, config.name)
+    with only_driver(run):
+        _train(run, config, corpus, ray_arguments)
+
+
+@contextmanager
+def only_driver(run: RunDirectory) -> Iterator[None]:
+    """Holds the run's lock; a bucket has none.
+
+    Raises:
+        ConfigError: if another process trains the run, or its directory cannot be written.
+    """
+    if not run.is_local:
+        yield
+        return
+    lock = FileLock(f"{run.path}/{LOCK}", timeout=0)
+    try:
+        Path(run.path).mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise ConfigError(
+            f"another process trains the run in {run.location}: wait for its end, or give another "
+            f"name"
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"storage {run.location} cannot be written: {error}") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _train(
+    run: RunDirectory, config: TrainConfig, corpus: Corpus, ray_arguments: Mapping[str, Any]
+) -> None:
     check_same_run(run, config, corpus)
     print(
         f"run {config.name} in {run.location}: {len(corpus.tokens):,} training tokens of "
@@ -82,13 +121,29 @@ def launch(config: TrainConfig, ray_arguments: Mapping[str, Any]) -> None:
     run.write_text("config.yaml", to_yaml(config))
     run.write_text("data.json", json.dumps(corpus.describe(), indent=2) + "\n")
     run.delete_file(RAY_SNAPSHOT)
-    result = fit(config, corpus, ray_arguments)
+    take_failures(run, config.workers.num_workers)  # of an earlier start
+    try:
+        result = fit(config, corpus, ray_arguments)
+    except ray.train.TrainingFailedError as error:
+        failures = take_failures(run, config.workers.num_workers) or [str(error)]
+        raise MHCError(failures[0]) from error
+    if failures := take_failures(run, config.workers.num_workers):
+        raise MHCError(failures[0])
     # Said again here: the last lines of the workers can get lost when Ray shuts down.
     print(
         f"run {config.name} is complete at step {config.steps}, held-out loss "
         f"{result['val_loss']:.4f}, bits per byte {result['val_bpb']:.4f}: {run.location}",
         flush=True,
     )
+
+
+def take_failures(run: RunDirectory, workers: int) -> list[str]:
+    """What workers said of errors that starting them again does not help; it is deleted."""
+    files = [failure_file(rank) for rank in range(workers)]
+    texts = [run.read_text(file) for file in files]
+    for file in files:
+        run.delete_file(file)
+    return [text for text in texts if text is not None]
 
 
 def _check_start(config: TrainConfig, corpus: Corpus) -> None:

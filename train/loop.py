@@ -119,7 +119,7 @@ class Trainer:
         """Trains from the current step to the last.
 
         Raises:
-            MHCError: if the loss is not a finite number.
+            MHCError: if the loss or the gradient's norm is not a finite number.
         """
         config = self.config
         log, best = None, None
@@ -148,10 +148,10 @@ class Trainer:
                 bits = row.get("val_bpb", math.inf)
                 improved = config.keep_best and bits < lowest
                 if last or self.step % config.checkpoint_every == 0 or improved:
+                    if log is not None:
+                        log.publish()  # first: a stored step without its row could not be the best
                     self._save(row, persist, best)
                     lowest = min(lowest, bits)
-                    if log is not None:
-                        log.publish()
         finally:
             self.ahead.close()
             if log is not None:

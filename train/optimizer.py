@@ -6,13 +6,14 @@ have AdamW with their own learning rates and no weight decay.
 
 from __future__ import annotations
 
+import math
 import re
 
 import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Muon, Optimizer
 
-from mhc_model.errors import CheckpointError
+from mhc_model.errors import CheckpointError, MHCError
 from train.config import OptimizerConfig
 
 # Which parameters a group holds, by name. Every parameter matches exactly one pattern.
@@ -85,15 +86,23 @@ class Optimizers:
 
         Returns:
             The norm of the whole gradient before clipping.
+
+        Raises:
+            MHCError: if that is not a finite number; nothing is updated.
         """
         limit = float("inf") if self.config.gradient_clip is None else self.config.gradient_clip
-        norm = nn.utils.clip_grad_norm_(list(self._names), limit)
+        norm = float(nn.utils.clip_grad_norm_(list(self._names), limit))
+        if not math.isfinite(norm):
+            raise MHCError(
+                f"the norm of the gradient is {norm}: lower optimizer.lr or the other learning "
+                f"rates, and go on from the newest checkpoint"
+            )
         for optimizer in self._all:
             for group in optimizer.param_groups:
                 group["lr"] = lr_multiplier * group["full_lr"]
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        return float(norm)
+        return norm
 
     def state_tensors(self) -> dict[str, Tensor]:
         """The whole state, flat: `parameter/entry` -> tensor."""

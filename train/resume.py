@@ -16,13 +16,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mhc_model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from mhc_model.checkpoint import MANIFEST, Checkpoint, load_checkpoint, save_checkpoint
 from mhc_model.decoder import Decoder
 from mhc_model.errors import CheckpointError
 from mhc_model.tokenizer import Tokenizer
+from train.metrics import read_rows
 from train.run_directory import RunDirectory, step_name
 
 FORMAT = 1
+# What a save that was cut off, or a lost file, leads to; another OSError can pass.
+ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
 
 class Resume(NamedTuple):
@@ -63,7 +66,11 @@ def load_step(directory: Path) -> Resume:
     Raises:
         CheckpointError: if a file is missing, truncated or altered, or model and trainer are not of
             the same step.
+        OSError: if files of the model cannot be read.
     """
+    if (directory / "model" / MANIFEST).exists():
+        # load_checkpoint takes a manifest that cannot be read for a damaged one.
+        (directory / "model" / MANIFEST).read_bytes()
     checkpoint = load_checkpoint(directory / "model")
     trainer = directory / "trainer"
     try:
@@ -73,21 +80,48 @@ def load_step(directory: Path) -> Resume:
         tensors = load_file(trainer / "state.safetensors")
         step = int(state["step"])
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise CheckpointError(f"{trainer} cannot be read: {type(error).__name__} {error}") from None
+        raise CheckpointError(
+            f"{trainer} cannot be read: {type(error).__name__} {error}"
+        ) from error
     if found != expected:
         raise CheckpointError(f"{trainer} was altered, or is not of the model beside it")
     return Resume(step, checkpoint, tensors)
 
 
 def find_resume(run: RunDirectory) -> Resume | None:
-    """The newest whole checkpoint of a run, None if there is none; says which ones are damaged."""
-    for step in reversed(run.steps()):
+    """The newest whole checkpoint of a run; says which ones are damaged.
+
+    Returns:
+        None if there is no checkpoint, or only the first one and its save was cut off.
+
+    Raises:
+        CheckpointError: if no checkpoint is whole, or if one cannot be read now for a reason that
+            can pass, such as permissions or a network.
+    """
+    steps = run.steps()
+    for step in reversed(steps):
         try:
             with run.open_step(step) as directory:
                 return load_step(directory)
-        except CheckpointError as error:
+        except (CheckpointError, OSError) as error:
+            reason = error.__cause__ or error
+            if isinstance(reason, OSError) and not isinstance(reason, ABSENT):
+                raise CheckpointError(
+                    f"checkpoint {step_name(step)} in {run.location} cannot be read now: {error}; "
+                    f"nothing was changed, try again when it can"
+                ) from error
             print(f"checkpoint {step_name(step)} is damaged and not used: {error}", flush=True)
-    return None
+    if not steps or _is_first_save(run, steps):
+        return None
+    raise CheckpointError(
+        f"none of the {len(steps)} checkpoints in {run.location} can be read; delete the "
+        f"directory, or give another name"
+    )
+
+
+def _is_first_save(run: RunDirectory, steps: list[int]) -> bool:
+    """Whether the run was killed before its first checkpoint was whole: no step came after it."""
+    return len(steps) == 1 and all(row["step"] <= steps[0] for row in read_rows(run))
 
 
 def _sha256(file: Path) -> str:

@@ -13,6 +13,7 @@ import ray.train
 import ray.train.torch
 import torch
 
+from mhc_model.errors import MHCError
 from train.config import TrainConfig
 from train.hardware import make_deterministic
 from train.loop import Trainer
@@ -20,13 +21,36 @@ from train.process_group import ProcessGroup
 from train.run_directory import RunDirectory, step_name
 
 
+def failure_file(rank: int) -> str:
+    """Where in the run's directory a worker says why starting it again is of no use."""
+    return f"failure-{rank}.txt"
+
+
 def train_worker(arguments: dict[str, Any]) -> None:
     """Trains; Ray Train has initialised torch's process group.
 
+    Ray Train starts workers again after any error. After one of ours they would only fail again,
+    so they end at once, and the driver says what `failure_file` holds.
+
     Args:
         arguments: `config`, the TrainConfig, and `corpus`, an object reference to the Corpus.
+
+    Raises:
+        MHCError: if the run cannot go on.
     """
     config: TrainConfig = arguments["config"]
+    run = RunDirectory(config.storage, config.name)
+    ranks = range(config.workers.num_workers)
+    if any(run.read_text(failure_file(rank)) is not None for rank in ranks):
+        return
+    try:
+        _train(config, run, arguments["corpus"])
+    except MHCError as error:
+        run.write_text(failure_file(ray.train.get_context().get_world_rank()), str(error))
+        raise
+
+
+def _train(config: TrainConfig, run: RunDirectory, reference: ray.ObjectRef) -> None:
     # Ray Train logs every report with all its metrics at level INFO.
     logging.getLogger().setLevel(logging.WARNING)
     if config.deterministic:
@@ -43,8 +67,8 @@ def train_worker(arguments: dict[str, Any]) -> None:
         f"{group.device}",
         flush=True,
     )
-    corpus = ray.get(arguments["corpus"])
-    trainer = Trainer(config, corpus, RunDirectory(config.storage, config.name), group)
+    corpus = ray.get(reference)
+    trainer = Trainer(config, corpus, run, group)
     trainer.resume()
     if group.is_first:
         kind = "plain" if config.model.mhc is None else "mHC"

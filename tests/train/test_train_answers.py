@@ -7,6 +7,7 @@ import json
 import math
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -168,6 +169,27 @@ def test_rows_of_instruction_data(tmp_path, row, asked, given):
     expected = asked.replace("\n", f"\n{number} ")
     assert corpus.validation[0] == f"Question: {number} {expected}\nAnswer: {number} {given}"
     assert prepare_answers(data).sha256 == corpus.sha256
+
+
+def test_a_data_set_of_the_hub_has_its_own_configuration(tmp_path, monkeypatch):
+    load = datasets.load_dataset
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+    def load_local(name: str, *arguments: object, **options: object) -> object:
+        return load(str(tmp_path / name), *arguments, **options)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_local)
+    for name, readme in (
+        ("someone/sums", ""),
+        ("openai/gsm8k", "configs:\n- config_name: main\n  data_files: train.jsonl"),
+    ):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "README.md").write_text(f"---\n{readme}\n---\n")
+        rows = [json.dumps({"question": f"{i} + 1?", "answer": str(i + 1)}) for i in range(50)]
+        (tmp_path / name / "train.jsonl").write_text("\n".join(rows) + "\n")
+        data = DataConfig(files=(name,), validation_share=0.3, vocab_size=300)
+        corpus = prepare_answers(data)
+        assert corpus.documents + len(corpus.validation) == 50
 
 
 def test_wrong_rows_and_too_little_data_are_named(tmp_path):

@@ -111,6 +111,16 @@ def test_resume_may_change_length_and_place_but_not_the_model():
     ]
 
 
+@pytest.mark.parametrize("field", [{"d_mlp": 5504}, {"d_head": 64}, {"n_kv_heads": 1}])
+def test_depth_leaves_no_size_of_another_width(field):
+    name, value = next(iter(field.items()))
+    with pytest.raises(ConfigError, match=rf"depth is 8, but model\.{name} is {value}"):
+        make(depth=8, model=SMALL["model"] | field)
+    config = make(depth=8, storage="/runs")
+    again = make(**config.model_dump())  # as config.yaml has it
+    assert again.model_dump() == config.model_dump()
+
+
 @given(
     steps=st.integers(1, 300), warmup=st.integers(0, 50), warmdown=st.floats(0, 1, allow_nan=False)
 )

@@ -132,7 +132,12 @@ def test_flops_are_of_the_sequences_that_are_trained(make_config, make_trainer):
         ("NVIDIA H100 PCIe", 756.0),
         ("NVIDIA H200", 989.4),
         ("NVIDIA A100-SXM4-80GB", 312.0),
+        ("NVIDIA GH200 480GB", 989.4),
+        ("NVIDIA H200 NVL", 835.0),
         ("NVIDIA L40S", 362.0),
+        ("NVIDIA L40", 181.0),
+        ("NVIDIA L4", 121.0),
+        ("NVIDIA L20", None),
         ("Another", None),
     ],
 )

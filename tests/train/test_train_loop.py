@@ -1,5 +1,6 @@
 """The loop without Ray: resuming, checkpoints, metrics, validation."""
 
+import errno
 import json
 import math
 from contextlib import suppress
@@ -7,19 +8,21 @@ from pathlib import Path
 
 import pyarrow.fs
 import pytest
+import ray.train
 import torch
 
 from evals.bits_per_byte import bits_per_byte
-from mhc_model import ConfigError, MHCError, load_checkpoint
+from mhc_model import CheckpointError, ConfigError, MHCError, load_checkpoint
 from mhc_model.settings import to_yaml
 from train.corpus import prepare_corpus
-from train.launch import check_same_run, launch
+from train.launch import check_same_run, launch, only_driver
 from train.loop import Trainer
 from train.metrics import MetricsLog, Progress
 from train.process_group import ProcessGroup
 from train.resume import find_resume
-from train.run_directory import RunDirectory
+from train.run_directory import RunDirectory, step_name
 from train.validation import Validation
+from train.worker import failure_file
 
 
 def read_rows(config) -> list[dict]:
@@ -103,6 +106,36 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(finished_copy, file, 
     found = find_resume(run)
     assert found.step == 12
     assert "step-000016 is damaged" in capsys.readouterr().out
+
+
+def test_a_run_without_a_whole_checkpoint_is_not_begun_again(finished_copy, make_trainer):
+    run = RunDirectory(finished_copy.storage, finished_copy.name)
+    for step in (12, 16):
+        (Path(run.path) / step_name(step) / "trainer" / "state.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"none of the 2 checkpoints in .*another name"):
+        make_trainer(finished_copy).resume()
+    assert run.steps() == [12, 16]
+    run.delete_step(16)
+    with pytest.raises(CheckpointError, match="none of the 1"):  # steps after 12 were done
+        find_resume(run)
+    rows = run.read_text("metrics.jsonl").splitlines(keepends=True)
+    run.write_text("metrics.jsonl", "".join(rows[:12]))
+    assert find_resume(run) is None  # cut off in its first save
+
+
+@pytest.mark.parametrize("file", ["trainer/state.json", "model/manifest.json"])
+def test_a_checkpoint_that_cannot_be_read_now_is_not_damaged(finished_copy, monkeypatch, file):
+    run = RunDirectory(finished_copy.storage, finished_copy.name)
+    original, path = Path.open, Path(run.path) / "step-000016" / file
+
+    def open_or_fail(self, *arguments, **options):
+        if self == path:
+            raise OSError(errno.EIO, "Input/output error")
+        return original(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", open_or_fail)
+    with pytest.raises(CheckpointError, match=r"step-000016 in .* cannot be read now.*try again"):
+        find_resume(run)
 
 
 def test_resuming_drops_rows_and_checkpoints_beyond(finished_copy, make_trainer, persist_in):
@@ -210,6 +243,35 @@ def test_a_finished_run_says_so_and_starts_nothing(finished_copy, capsys):
         launch(finished_copy.model_copy(update={"seed": 1}), {"address": "nowhere:1"})
 
 
+@pytest.mark.parametrize(
+    ("said", "message"), [("loss is nan", "^loss is nan$"), (None, "worker 0 died")]
+)
+def test_failed_workers_end_in_an_error_of_ours(make_config, monkeypatch, said, message):
+    config = make_config()
+    run = RunDirectory(config.storage, config.name)
+
+    def fail(*arguments):
+        if said is not None:
+            run.write_text(failure_file(0), said)
+        raise ray.train.WorkerGroupError("worker 0 died", {})
+
+    monkeypatch.setattr("train.launch.fit", fail)
+    with pytest.raises(MHCError, match=message):
+        launch(config, {"address": "nowhere:1"})
+    assert run.read_text(failure_file(0)) is None
+
+
+def test_a_run_has_one_driver_at_a_time(finished_copy):
+    run = RunDirectory(finished_copy.storage, finished_copy.name)
+    with (
+        only_driver(run),
+        pytest.raises(ConfigError, match=r"another process trains the run in .*/copy/tiny"),
+    ):
+        launch(finished_copy, {"address": "nowhere:1"})
+    with only_driver(run):
+        pass
+
+
 def test_bfloat16_is_close_to_float32_and_keeps_float32_weights(make_config, make_trainer):
     losses = []
     for precision in ("float32", "bfloat16"):
@@ -229,6 +291,8 @@ def test_a_run_in_a_bucket(make_config, tiny_corpus, tmp_path):
     assert run.steps() == []
 
     def persist(step, metrics, directory):
+        # After a kill behind this, the rows of the checkpoint tell what it is worth.
+        assert len(run.read_text("metrics.jsonl").splitlines()) == step
         pyarrow.fs.copy_files(
             str(directory), f"{run.path}/step-{step:06d}", destination_filesystem=bucket
         )

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from mhc_model import CheckpointError, Decoder, MHCConfig, ModelConfig
+from mhc_model import CheckpointError, Decoder, MHCConfig, MHCError, ModelConfig
 from train.config import OptimizerConfig
 from train.optimizer import Optimizers, group_parameters
 
@@ -72,6 +72,20 @@ def test_clipping_bounds_the_gradient_and_reports_its_norm():
         parameter.grad = torch.full_like(parameter, 10.0)
     expected = 10.0 * model.count_parameters() ** 0.5
     assert optimizers.step(0.0) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("clip", [None, 1.0])
+def test_a_gradient_that_is_no_number_changes_no_weight(bad, clip):
+    model = make_model()
+    optimizers = Optimizers(model, OptimizerConfig(gradient_clip=clip))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    model.head.weight.grad[0, 0] = bad
+    with pytest.raises(MHCError, match=f"norm of the gradient is {bad}"):
+        optimizers.step(1.0)
+    assert all(value.equal(before[name]) for name, value in model.state_dict().items())
 
 
 @pytest.mark.parametrize("hidden", ["muon", "adamw"])

@@ -378,6 +378,17 @@ def test_columns_that_do_not_fit_are_named(make, tmp_path):
         prepare(make(path, out=str(tmp_path / "b")))
 
 
+@pytest.mark.parametrize("missing", ["nowhere/missing.tsv", "here/missing.log", "a/b/c"])
+def test_a_file_that_is_not_there_is_no_data_set(tmp_path, monkeypatch, capsys, missing):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    with pytest.raises(SystemExit):
+        main(["--source", missing, "--out", "out"])
+    assert f"{missing!r} is no file or directory here" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert PrepareConfig(source=("someone/texts-v1.5",), out="out").is_data_set
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

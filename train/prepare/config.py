@@ -14,6 +14,7 @@ from mhc_model.settings import RaySettings, Settings
 FINEWEB_EDU = "HuggingFaceFW/fineweb-edu"
 FINEWEB_EDU_SUBSET = "sample-10BT"
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+FILE_SUFFIXES = (".gz", ".jsonl", ".json", ".parquet", ".txt", ".md", ".csv", ".tsv")
 
 
 class PrepareConfig(Settings):
@@ -94,10 +95,7 @@ class PrepareConfig(Settings):
     @model_validator(mode="after")
     def _check_source(self) -> PrepareConfig:
         for source in self.source:
-            if not Path(source).exists() and (
-                not HUB_NAME.fullmatch(source)
-                or Path(source).suffix in (".gz", ".jsonl", ".parquet", ".txt")
-            ):
+            if not Path(source).exists() and not _is_hub_name(source):
                 raise ValueError(
                     f"source {source!r} is no file or directory here, and no name of a data set "
                     f"such as {FINEWEB_EDU}"
@@ -132,6 +130,13 @@ class PrepareConfig(Settings):
     def deciding(self) -> dict[str, Any]:
         """The fields that decide the content of the shards, as JSON values."""
         return self.model_dump(mode="json", exclude={"out", "tasks", "ray"})
+
+
+def _is_hub_name(source: str) -> bool:
+    """Whether what is not there may be a data set, and not a file whose name was mistyped."""
+    path = Path(source)
+    is_file = path.suffix in FILE_SUFFIXES or (path.suffix != "" and path.parent.is_dir())
+    return HUB_NAME.fullmatch(source) is not None and not is_file
 
 
 def _absolute(path: str) -> str:
