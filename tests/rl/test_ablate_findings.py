@@ -12,7 +12,7 @@ from evals.statistics import holm, mcnemar_exact
 from rl.ablate.arms import Arm
 from rl.ablate.config import AblateConfig
 from rl.ablate.findings import Findings
-from rl.ablate.held_out import HeldOut
+from rl.ablate.held_out import HeldOut, is_tested
 from rl.ablate.report import write_report
 from rl.ablate.study import ARM, Study
 
@@ -122,3 +122,13 @@ def test_what_an_arm_found_becomes_gates_of_every_problem(findings):
     drawn = [study.gates(arms[f"random seed {seed}"]) for seed in (0, 1)]
     assert not torch.equal(*drawn)
     assert torch.equal(drawn[0], study.gates(arms["random seed 0"]))
+
+
+def test_an_answer_that_was_cut_off_is_asked_again(findings):
+    study = findings.study
+    learned = study.arms()[0]
+    samples = study.path(learned) / "samples.jsonl"
+    samples.write_text('{"id": 0}\n' * 7 + '{"id')
+    assert not is_tested(study, learned)
+    samples.write_text('{"id": 0}\n' * 8)
+    assert is_tested(study, learned)

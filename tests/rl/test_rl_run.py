@@ -22,6 +22,7 @@ from evals.gate_choice import GateChoice
 from evals.gsm8k import prompt_tokens
 from evals.tasks import load_problems
 from mhc_model import ConfigError, Engine, save_checkpoint
+from mhc_model.files import read_lines
 from mhc_model.gates import gate_names
 from mhc_model.policy import GatePolicy, expand_actions, observe_prompts
 from rl.__main__ import main
@@ -183,7 +184,7 @@ def wait_for_replica(run: subprocess.Popen, rollouts: Path, count: int) -> psuti
     """The replica's process, once so many episodes are in."""
     deadline = time.monotonic() + 180
     while time.monotonic() < deadline and run.poll() is None:
-        if rollouts.exists() and len(rollouts.read_text().splitlines()) >= count:
+        if rollouts.exists() and rollouts.read_bytes().count(b"\n") >= count:
             for process in psutil.Process(run.pid).children(recursive=True):
                 if "ray::Replica" in " ".join(process.cmdline()):
                     return process
@@ -222,7 +223,7 @@ def board_names(directory: Path) -> set[str]:
 
 
 def rows(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in read_lines(path)]
 
 
 def test_a_plain_model_is_refused(arguments, tmp_path, tiny_model, tokenizer, capsys):
