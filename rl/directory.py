@@ -1,14 +1,38 @@
-"""A run's directory belongs to one configuration."""
+"""A run's directory belongs to one configuration, and to one process at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import fcntl
+import os
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
 
 from mhc_model.errors import ConfigError
 from mhc_model.settings import Settings, dump_settings, validate_settings
+
+
+@contextmanager
+def locked_directory(directory: Path) -> Iterator[None]:
+    """Makes the directory and keeps other processes out of it; the lock ends with the process.
+
+    Raises:
+        ConfigError: if another process is in it.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    lock = os.open(directory, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ConfigError(
+                f"another process is writing to {directory}; wait for it, or give another name"
+            ) from None
+        yield
+    finally:
+        os.close(lock)
 
 
 def claim_directory(directory: Path, config: Settings, free: Collection[str], what: str) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from mhc_model.files import replace_text
 from mhc_model.policy import GatePolicy, PolicyConfig
 from rl.config import RLConfig
 from rl.difficulty import choose_problems
-from rl.directory import claim_directory
+from rl.directory import claim_directory, locked_directory
 from rl.env import GateVectorEnv
 from rl.metrics import Clock, iteration_line, metrics_row, write_board
 from rl.pool import ReplicaPool
@@ -55,25 +56,24 @@ def run(config: RLConfig, ray_arguments: Mapping[str, Any]) -> Path:
         ray_arguments: keyword arguments of `ray.init`.
 
     Raises:
-        MHCError: if checkpoint, problems or configuration do not allow it.
+        MHCError: if checkpoint, problems or configuration do not allow it, or another process is
+            at this run.
     """
     directory = Path(config.storage).resolve() / config.name
     checkpoint, problems, observations, policy = prepare(config)
-    state = prepare_directory(directory, config, policy)
-    if is_complete(directory, config, state):
-        print(f"run {config.name} is complete at iteration {state['iteration']}: {directory}")
-        return directory
-    ray.init(**ray_arguments)
-    try:
-        pool = ReplicaPool(checkpoint.path, config.pool)
+    with locked_directory(directory):
+        state = prepare_directory(directory, config, policy)
+        if is_complete(directory, config, state):
+            print(f"run {config.name} is complete at iteration {state['iteration']}: {directory}")
+            return directory
+        ray.init(**ray_arguments)
         try:
-            pool.counters = pool.counters.going_on_from(state["pool"])
-            asker = Asker(pool, checkpoint.tokenizer, config)
-            tune(directory, config, policy, asker, problems, observations, state)
+            with closing(ReplicaPool(checkpoint.path, config.pool)) as pool:
+                pool.counters = pool.counters.going_on_from(state["pool"])
+                asker = Asker(pool, checkpoint.tokenizer, config)
+                tune(directory, config, policy, asker, problems, observations, state)
         finally:
-            pool.close()
-    finally:
-        ray.shutdown()
+            ray.shutdown()
     return directory
 
 

@@ -22,7 +22,7 @@ from rl.ablate.findings import Findings
 from rl.ablate.held_out import HeldOut, evaluate, is_tested
 from rl.ablate.report import write_report
 from rl.ablate.study import Study, write_json
-from rl.directory import claim_directory
+from rl.directory import claim_directory, locked_directory
 from rl.pool import ReplicaPool
 from rl.rollouts import Asker
 
@@ -44,10 +44,16 @@ def run_ablation(config: AblateConfig, ray_arguments: Mapping[str, Any]) -> Find
 
     Raises:
         MHCError: if checkpoint, problems or configuration do not allow it, or the name belongs to
-            another ablation.
+            another ablation, or another process is at it.
     """
     study = Study.prepare(config)
+    with locked_directory(study.directory):
+        return _run(study, ray_arguments)
+
+
+def _run(study: Study, ray_arguments: Mapping[str, Any]) -> Findings:
     _claim(study)
+    config = study.config
     arms = study.arms()
     print(
         f"ablation {config.name} in {study.directory}: {len(arms)} arms, {config.budget} rollouts "

@@ -27,8 +27,9 @@ from mhc_model.gates import gate_names
 from mhc_model.policy import GatePolicy, expand_actions, observe_prompts
 from rl.__main__ import main
 from rl.config import RLConfig
+from rl.directory import locked_directory
 from rl.module import GateBeta
-from rl.run import is_complete, saved_states
+from rl.run import is_complete, run, saved_states
 from serve.app import create_app
 from serve.service import CompletionService
 
@@ -167,6 +168,19 @@ def test_the_exported_policy_needs_no_ray(survivor):
     with torch.no_grad():
         expected = policy.gates(torch.linspace(-1, 1, policy.config.observation_dim)[None])
     assert gates == pytest.approx(expected[0].tolist(), abs=1e-6)
+
+
+def test_two_drivers_do_not_write_to_one_run(checkpoint, tmp_path):
+    config = RLConfig(
+        name="t", storage=str(tmp_path), checkpoint=str(checkpoint), problems=4, max_tokens=16
+    )
+    with (
+        locked_directory(tmp_path / "t"),
+        pytest.raises(ConfigError, match="another process is writing to"),
+    ):
+        run(config, {})
+    with locked_directory(tmp_path / "t"):
+        pass  # whoever leaves gives it back
 
 
 def test_a_run_without_its_summary_is_not_complete(tmp_path):
