@@ -13,6 +13,8 @@ import yaml
 from mhc_model.errors import ConfigError
 from mhc_model.settings import Settings, dump_settings, validate_settings
 
+CONFIG = "config.yaml"
+
 
 @contextmanager
 def locked_directory(directory: Path) -> Iterator[None]:
@@ -35,9 +37,9 @@ def locked_directory(directory: Path) -> Iterator[None]:
         os.close(lock)
 
 
-def claim_directory(directory: Path, config: Settings, free: Collection[str], what: str) -> None:
-    """Makes the directory of a run, or checks that an earlier start had the same configuration;
-    writes config.yaml.
+def check_directory(directory: Path, config: Settings, free: Collection[str], what: str) -> None:
+    """Checks that an earlier start in the directory, if there was one, had the same configuration.
+    Whoever has checked everything else too writes it with `save_config`.
 
     Args:
         directory: of the run.
@@ -48,7 +50,7 @@ def claim_directory(directory: Path, config: Settings, free: Collection[str], wh
     Raises:
         ConfigError: naming the fields that differ, with their values.
     """
-    saved = directory / "config.yaml"
+    saved = directory / CONFIG
     if saved.exists():
         values = yaml.safe_load(saved.read_text(encoding="utf-8"))
         before = validate_settings(type(config), values, str(saved)).model_dump()
@@ -60,5 +62,9 @@ def claim_directory(directory: Path, config: Settings, free: Collection[str], wh
                 f"{what} exists in {directory} with other settings: {changes}; give "
                 f"another name, or delete the directory"
             )
+
+
+def save_config(directory: Path, config: Settings) -> None:
+    """Writes config.yaml."""
     directory.mkdir(parents=True, exist_ok=True)
-    dump_settings(config, saved)
+    dump_settings(config, directory / CONFIG)

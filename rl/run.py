@@ -26,19 +26,19 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from evals.problem import Problem
-from mhc_model.errors import ConfigError
-from mhc_model.files import replace_text
+from mhc_model.errors import ConfigError, DataError
+from mhc_model.files import read_lines, replace_text
 from mhc_model.policy import GatePolicy, PolicyConfig
 from rl.config import RLConfig
 from rl.difficulty import choose_problems
-from rl.directory import claim_directory, locked_directory
+from rl.directory import check_directory, locked_directory, save_config
 from rl.env import GateVectorEnv
 from rl.metrics import Clock, iteration_line, metrics_row, write_board
 from rl.pool import ReplicaPool
 from rl.ppo import GatePPO, build_algorithm, current_policy, save_state, train_iteration
 from rl.rollouts import Asker, RolloutLog
 from rl.setup import prepare
-from rl.sweep import rewards, summarize, summary_lines, sweep_gates
+from rl.sweep import POLICY, rewards, summarize, summary_lines, sweep_gates
 
 # A resumed run may change these; everything else would make it another run.
 FREE_ON_RESUME = ("storage", "checkpoint", "iterations", "checkpoint_every", "pool", "ray")
@@ -118,7 +118,7 @@ def tune(
         log.close()
     with torch.no_grad():
         gates = GatePolicy.load(directory / "policy").gates(observations[: len(sample)])
-    outcomes["policy"] = rewards(asker, sample, gates)
+    outcomes[POLICY] = rewards(asker, sample, gates)
     finish(directory, outcomes, asker.pool, state)
 
 
@@ -128,7 +128,7 @@ def prepare_directory(directory: Path, config: RLConfig, policy: PolicyConfig) -
     Raises:
         ConfigError: if the directory belongs to a run with other settings or another checkpoint.
     """
-    claim_directory(directory, config, FREE_ON_RESUME, f"run {config.name}")
+    check_directory(directory, config, FREE_ON_RESUME, f"run {config.name}")
     states = saved_states(directory)
     state: dict[str, Any] = {
         "iteration": 0,
@@ -143,6 +143,7 @@ def prepare_directory(directory: Path, config: RLConfig, policy: PolicyConfig) -
                 f"run {config.name} was started on checkpoint {state['checkpoint']}, not on "
                 f"{policy.checkpoint_hash}; give another name"
             )
+    save_config(directory, config)
     return state
 
 
@@ -189,11 +190,10 @@ def train(
     if start:
         restore(config, directory, algorithm, start)
         print(f"resuming after iteration {start}, rollout {state['position']}", flush=True)
-    rows = kept_rows(directory / "metrics.jsonl", start)
+    path = directory / "metrics.jsonl"
+    replace_text(path, "".join(f"{row}\n" for row in kept_rows(path, start)))
     board = SummaryWriter(str(directory / "tensorboard"), purge_step=start + 1)
-    with (directory / "metrics.jsonl").open("w", encoding="utf-8") as file:
-        file.writelines(f"{row}\n" for row in rows)
-        file.flush()
+    with path.open("a", encoding="utf-8") as file:
         clock = Clock(pool)
         for iteration in range(start + 1, config.iterations + 1):
             learner = train_iteration(algorithm, config.seed, iteration)
@@ -235,9 +235,22 @@ def save(config: RLConfig, directory: Path, algorithm: GatePPO, state: dict[str,
 
 
 def kept_rows(path: Path, iteration: int) -> list[str]:
-    """Rows of the iterations that a resumed run does not do again."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return lines[:iteration]
+    """Rows of the iterations that a resumed run does not do again.
+
+    Raises:
+        DataError: if one is missing or malformed.
+    """
+    rows = (read_lines(path) if path.exists() else [])[:iteration]
+    for expected, row in enumerate(rows, start=1):
+        try:
+            found = json.loads(row)["iteration"]
+        except (ValueError, KeyError, TypeError):
+            found = None
+        if found != expected:
+            raise DataError(f"{path}, line {expected} is not iteration {expected}")
+    if len(rows) < iteration:
+        raise DataError(f"{path} has {len(rows)} iterations; the saved state has {iteration}")
+    return rows
 
 
 def finish(
@@ -258,7 +271,7 @@ def finish(
     )
     print("the policy beside fixed gates, on the training problems of the sweep:")
     print("\n".join(summary_lines(summary)))
-    rows = (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = read_lines(directory / "metrics.jsonl")
     first, last = (json.loads(row)["reward"] for row in (rows[0], rows[-1]))
     print(
         f"{state['position']} rollouts, mean reward {first:.3f} in the first iteration and "

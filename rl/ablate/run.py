@@ -22,7 +22,7 @@ from rl.ablate.findings import Findings
 from rl.ablate.held_out import HeldOut, evaluate, is_tested
 from rl.ablate.report import write_report
 from rl.ablate.study import Study, write_json
-from rl.directory import claim_directory, locked_directory
+from rl.directory import check_directory, locked_directory, save_config
 from rl.pool import ReplicaPool
 from rl.rollouts import Asker
 
@@ -94,13 +94,14 @@ def _with_pool(study: Study, arms: list[Arm], ray_arguments: Mapping[str, Any]) 
 def _claim(study: Study) -> None:
     """Makes the directory, or checks that it is the same ablation's."""
     what = f"ablation {study.config.name}"
-    claim_directory(study.directory, study.config, FREE_ON_RESUME, what)
+    check_directory(study.directory, study.config, FREE_ON_RESUME, what)
     named, content_hash = study.directory / "checkpoint.json", study.checkpoint.content_hash
     if named.exists() and (other := json.loads(named.read_text())["content_hash"]) != content_hash:
         raise ConfigError(
             f"ablation {study.config.name} was started on checkpoint {other}, not on "
             f"{content_hash}; give another name"
         )
+    save_config(study.directory, study.config)
     write_json(named, {"content_hash": content_hash})
 
 

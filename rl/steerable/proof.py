@@ -25,7 +25,7 @@ from rl.ablate.findings import Findings
 from rl.ablate.held_out import HeldOut
 from rl.ablate.run import run_ablation
 from rl.ablate.study import write_json
-from rl.directory import claim_directory
+from rl.directory import check_directory, save_config
 from rl.steerable.config import SteerableConfig, Variant
 from rl.steerable.task import all_problems, kind_of, right_gates, with_digit
 from rl.steerable.training import train_model
@@ -62,7 +62,8 @@ def prove(config: SteerableConfig, ray_arguments: Mapping[str, Any]) -> list[Che
         MHCError: if the name belongs to another proof, or something cannot be written.
     """
     directory = Path(config.storage).resolve() / config.name
-    claim_directory(directory, config, FREE_ON_RESUME, f"proof {config.name}")
+    check_directory(directory, config, FREE_ON_RESUME, f"proof {config.name}")
+    save_config(directory, config)
     problems = all_problems(config.seed)
     held_out, training = problems[: config.test_problems], problems[config.test_problems :]
     checkpoint = directory / "model"

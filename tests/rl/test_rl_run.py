@@ -21,15 +21,16 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from evals.gate_choice import GateChoice
 from evals.gsm8k import prompt_tokens
 from evals.tasks import load_problems
-from mhc_model import ConfigError, Engine, save_checkpoint
+from mhc_model import ConfigError, DataError, Engine, save_checkpoint
 from mhc_model.files import read_lines
 from mhc_model.gates import gate_names
-from mhc_model.policy import GatePolicy, expand_actions, observe_prompts
+from mhc_model.policy import GatePolicy, PolicyConfig, expand_actions, observe_prompts
 from rl.__main__ import main
 from rl.config import RLConfig
 from rl.directory import locked_directory
 from rl.module import GateBeta
-from rl.run import is_complete, run, saved_states
+from rl.run import is_complete, kept_rows, prepare_directory, run, saved_states
+from rl.sweep import summarize
 from serve.app import create_app
 from serve.service import CompletionService
 
@@ -181,6 +182,40 @@ def test_two_drivers_do_not_write_to_one_run(checkpoint, tmp_path):
         run(config, {})
     with locked_directory(tmp_path / "t"):
         pass  # whoever leaves gives it back
+
+
+def test_a_refused_checkpoint_leaves_the_configuration(tmp_path):
+    config = RLConfig(name="t", checkpoint="first")
+    policy = PolicyConfig(
+        action_space="global", n_layers=2, observation_dim=32, checkpoint_hash="one"
+    )
+    prepare_directory(tmp_path, config, policy)
+    before = (tmp_path / "config.yaml").read_text()
+    state = tmp_path / "state" / "iteration-000001"
+    state.mkdir(parents=True)
+    (state / "state.json").write_text('{"iteration": 1, "position": 16, "checkpoint": "one"}')
+    other = config.model_copy(update={"checkpoint": "second"})
+    with pytest.raises(ConfigError, match="started on checkpoint one, not on two"):
+        prepare_directory(tmp_path, other, policy.model_copy(update={"checkpoint_hash": "two"}))
+    assert (tmp_path / "config.yaml").read_text() == before
+    assert prepare_directory(tmp_path, other, policy)["position"] == 16
+
+
+def test_metrics_of_a_resumed_run_are_those_of_its_iterations(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"iteration": 1}\n{"iteration": 2}\n{"iter')
+    assert kept_rows(path, 2) == ['{"iteration": 1}', '{"iteration": 2}']
+    with pytest.raises(DataError, match="line 3 is not iteration 3"):
+        kept_rows(path, 3)
+    path.write_text('{"iteration": 1}\n')
+    with pytest.raises(DataError, match="has 1 iterations; the saved state has 2"):
+        kept_rows(path, 2)
+
+
+def test_the_bound_over_given_gates_leaves_the_policy_out():
+    summary = summarize({"learned": [1.0, 0.0, 0.0], "g=0": [0.0, 1.0, 0.0], "policy": [1.0] * 3})
+    assert summary["best gate for each problem"]["accuracy"] == pytest.approx(2 / 3)
+    assert summary["policy"]["accuracy"] == 1.0
 
 
 def test_a_run_without_its_summary_is_not_complete(tmp_path):
