@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -61,6 +62,27 @@ def check_directory(directory: Path, config: Settings, free: Collection[str], wh
             raise ConfigError(
                 f"{what} exists in {directory} with other settings: {changes}; give "
                 f"another name, or delete the directory"
+            )
+
+
+def check_same(
+    before: Mapping[str, Any], now: Mapping[str, Any], keys: Collection[str], what: str
+) -> None:
+    """Checks that an earlier start had the same inputs, by their hashes.
+
+    Args:
+        before: of the earlier start; what an earlier version did not note is not compared.
+        now: of this one.
+        keys: names of the inputs.
+        what: the run in words, for the error.
+
+    Raises:
+        ConfigError: naming the one that differs, with both hashes.
+    """
+    for key in keys:
+        if before.get(key, now[key]) != now[key]:
+            raise ConfigError(
+                f"{what} was started on {key} {before[key]}, not on {now[key]}; give another name"
             )
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -26,18 +26,18 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from evals.problem import Problem
-from mhc_model.errors import ConfigError, DataError
+from mhc_model.errors import DataError
 from mhc_model.files import read_lines, replace_text
 from mhc_model.policy import GatePolicy, PolicyConfig
 from rl.config import RLConfig
 from rl.difficulty import choose_problems
-from rl.directory import check_directory, locked_directory, save_config
+from rl.directory import check_directory, check_same, locked_directory, save_config
 from rl.env import GateVectorEnv
 from rl.metrics import Clock, iteration_line, metrics_row, write_board
 from rl.pool import ReplicaPool
 from rl.ppo import GatePPO, build_algorithm, current_policy, save_state, train_iteration
 from rl.rollouts import Asker, RolloutLog
-from rl.setup import prepare
+from rl.setup import prepare, problems_hash
 from rl.sweep import POLICY, rewards, summarize, summary_lines, sweep_gates
 
 # A resumed run may change these; everything else would make it another run.
@@ -62,7 +62,7 @@ def run(config: RLConfig, ray_arguments: Mapping[str, Any]) -> Path:
     directory = Path(config.storage).resolve() / config.name
     checkpoint, problems, observations, policy = prepare(config)
     with locked_directory(directory):
-        state = prepare_directory(directory, config, policy)
+        state = prepare_directory(directory, config, policy, problems)
         if is_complete(directory, config, state):
             print(f"run {config.name} is complete at iteration {state['iteration']}: {directory}")
             return directory
@@ -122,11 +122,14 @@ def tune(
     finish(directory, outcomes, asker.pool, state)
 
 
-def prepare_directory(directory: Path, config: RLConfig, policy: PolicyConfig) -> dict[str, Any]:
+def prepare_directory(
+    directory: Path, config: RLConfig, policy: PolicyConfig, problems: Sequence[Problem]
+) -> dict[str, Any]:
     """Makes the run's directory, or checks that it is the same run's; gives the saved state.
 
     Raises:
-        ConfigError: if the directory belongs to a run with other settings or another checkpoint.
+        ConfigError: if the directory belongs to a run with other settings, another checkpoint or
+            other problems.
     """
     check_directory(directory, config, FREE_ON_RESUME, f"run {config.name}")
     states = saved_states(directory)
@@ -134,15 +137,13 @@ def prepare_directory(directory: Path, config: RLConfig, policy: PolicyConfig) -
         "iteration": 0,
         "position": 0,
         "checkpoint": policy.checkpoint_hash,
+        "problems": problems_hash(problems),
         "pool": {},
     }
     if states:
-        state |= json.loads((states[-1] / "state.json").read_text(encoding="utf-8"))
-        if state["checkpoint"] != policy.checkpoint_hash:
-            raise ConfigError(
-                f"run {config.name} was started on checkpoint {state['checkpoint']}, not on "
-                f"{policy.checkpoint_hash}; give another name"
-            )
+        saved = json.loads((states[-1] / "state.json").read_text(encoding="utf-8"))
+        check_same(saved, state, ("checkpoint", "problems"), f"run {config.name}")
+        state |= saved
     save_config(directory, config)
     return state
 
@@ -167,16 +168,20 @@ def load_or_sweep(
     directory: Path, config: RLConfig, asker: Asker, sample: list[Problem], policy: PolicyConfig
 ) -> dict[str, list[float]]:
     """Outcomes under fixed gates, measured once a run; again if the run, killed before its first
-    saved state, was started anew on other weights."""
+    saved state, was started anew on other weights or problems."""
     path = directory / "sweep.json"
     saved = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    if saved.get("checkpoint") == policy.checkpoint_hash:
+    problems = problems_hash(sample)
+    # Files of earlier versions do not say which problems.
+    if (saved.get("checkpoint"), saved.get("problems", problems)) == (
+        policy.checkpoint_hash,
+        problems,
+    ):
         return dict(saved["outcomes"])
     outcomes = sweep_gates(asker, sample, policy.n_layers, config.sweep)
     summary = summarize(outcomes)
-    write_json(
-        path, {"checkpoint": policy.checkpoint_hash, "summary": summary, "outcomes": outcomes}
-    )
+    facts = {"checkpoint": policy.checkpoint_hash, "problems": problems}
+    write_json(path, {**facts, "summary": summary, "outcomes": outcomes})
     print("fixed gates on training problems, accuracy [Wilson 95 %]:")
     print("\n".join(summary_lines(summary)), flush=True)
     return outcomes

@@ -15,16 +15,16 @@ from typing import Any
 
 import ray
 
-from mhc_model.errors import ConfigError
 from rl.ablate.arms import GRADIENT, GRADIENT_CONTEXTUAL, PPO, Arm
 from rl.ablate.config import AblateConfig
 from rl.ablate.findings import Findings
 from rl.ablate.held_out import HeldOut, evaluate, is_tested
 from rl.ablate.report import write_report
 from rl.ablate.study import Study, write_json
-from rl.directory import check_directory, locked_directory, save_config
+from rl.directory import check_directory, check_same, locked_directory, save_config
 from rl.pool import ReplicaPool
 from rl.rollouts import Asker
+from rl.setup import problems_hash
 
 # What does not change an arm's result: an ablation that goes on may have other values.
 FREE_ON_RESUME = (
@@ -95,14 +95,15 @@ def _claim(study: Study) -> None:
     """Makes the directory, or checks that it is the same ablation's."""
     what = f"ablation {study.config.name}"
     check_directory(study.directory, study.config, FREE_ON_RESUME, what)
-    named, content_hash = study.directory / "checkpoint.json", study.checkpoint.content_hash
-    if named.exists() and (other := json.loads(named.read_text())["content_hash"]) != content_hash:
-        raise ConfigError(
-            f"ablation {study.config.name} was started on checkpoint {other}, not on "
-            f"{content_hash}; give another name"
-        )
+    named = study.directory / "checkpoint.json"
+    content_hash, problems = study.checkpoint.content_hash, problems_hash(study.training)
+    if named.exists():
+        saved = json.loads(named.read_text(encoding="utf-8"))
+        before = {"checkpoint": saved["content_hash"], **saved}
+        now = {"checkpoint": content_hash, "problems": problems}
+        check_same(before, now, ("checkpoint", "problems"), what)
     save_config(study.directory, study.config)
-    write_json(named, {"content_hash": content_hash})
+    write_json(named, {"content_hash": content_hash, "problems": problems})
 
 
 def _learn(study: Study, arm: Arm, arms: list[Arm], ray_arguments: Mapping[str, Any]) -> None:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from evals.statistics import holm, mcnemar_exact
+from mhc_model import ConfigError
 from rl.ablate.arms import Arm
 from rl.ablate.config import AblateConfig
 from rl.ablate.findings import Findings
 from rl.ablate.held_out import HeldOut, is_tested
 from rl.ablate.report import write_report
+from rl.ablate.run import _claim
 from rl.ablate.study import ARM, Study
 
 OUTCOMES = {
@@ -132,3 +135,15 @@ def test_an_answer_that_was_cut_off_is_asked_again(findings):
     assert not is_tested(study, learned)
     samples.write_text('{"id": 0}\n' * 8)
     assert is_tested(study, learned)
+
+
+def test_an_ablation_goes_on_with_the_same_problems_only(findings):
+    study = findings.study
+    _claim(study)
+    _claim(study)
+    named = study.directory / "checkpoint.json"
+    changed = replace(study, training=study.training[1:])
+    with pytest.raises(ConfigError, match=r"given was started on problems [0-9a-f]+, not on"):
+        _claim(changed)
+    named.write_text(json.dumps({"content_hash": study.checkpoint.content_hash}))
+    _claim(changed)  # an earlier version did not note them

@@ -184,21 +184,28 @@ def test_two_drivers_do_not_write_to_one_run(checkpoint, tmp_path):
         pass  # whoever leaves gives it back
 
 
-def test_a_refused_checkpoint_leaves_the_configuration(tmp_path):
+def test_other_weights_or_problems_are_refused_and_change_nothing(tmp_path):
     config = RLConfig(name="t", checkpoint="first")
     policy = PolicyConfig(
         action_space="global", n_layers=2, observation_dim=32, checkpoint_hash="one"
     )
-    prepare_directory(tmp_path, config, policy)
+    problems = load_problems("builtin:1", "train", 3)
+    prepare_directory(tmp_path, config, policy, problems)
     before = (tmp_path / "config.yaml").read_text()
     state = tmp_path / "state" / "iteration-000001"
     state.mkdir(parents=True)
     (state / "state.json").write_text('{"iteration": 1, "position": 16, "checkpoint": "one"}')
     other = config.model_copy(update={"checkpoint": "second"})
+    changed = policy.model_copy(update={"checkpoint_hash": "two"})
     with pytest.raises(ConfigError, match="started on checkpoint one, not on two"):
-        prepare_directory(tmp_path, other, policy.model_copy(update={"checkpoint_hash": "two"}))
+        prepare_directory(tmp_path, other, changed, problems)
     assert (tmp_path / "config.yaml").read_text() == before
-    assert prepare_directory(tmp_path, other, policy)["position"] == 16
+    found = prepare_directory(tmp_path, other, policy, problems)  # its state names no problems
+    assert found["position"] == 16
+    (state / "state.json").write_text(json.dumps(found))
+    with pytest.raises(ConfigError, match=r"started on problems [0-9a-f]+, not on"):
+        prepare_directory(tmp_path, other, policy, load_problems("builtin:2", "train", 3))
+    prepare_directory(tmp_path, other, policy, problems)
 
 
 def test_metrics_of_a_resumed_run_are_those_of_its_iterations(tmp_path):
