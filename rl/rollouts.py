@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 from torch import Tensor
 
 from evals.gsm8k import prompt_tokens
@@ -79,7 +80,7 @@ class Asker:
         Args:
             problems: n of them; the same one may occur several times.
             gates: (n, 2L) in [0, 1], one row a problem, or None for the learned gates.
-            first_index: index of the first rollout; also what seeds sampled answers.
+            first_index: index of the first rollout; sampled answers draw from it and the seed.
             iteration: noted in the rollouts.
             policy_version: likewise.
         """
@@ -107,7 +108,7 @@ class Asker:
         sampling = SamplingParams(
             max_tokens=self.config.max_tokens,
             temperature=self.config.temperature,
-            seed=index,
+            seed=sampling_seed(self.config.seed, index),
             stop=STOP_STRINGS,
         )
         prompt = prompt_tokens(self.tokenizer, problem)
@@ -131,6 +132,11 @@ class Asker:
             attempts=first.attempts,
             others=tuple(texts[1:]),
         )
+
+
+def sampling_seed(seed: int, index: int) -> int:
+    """Seed of a rollout's sampled answers, in [0, 2**32); another run seed gives others."""
+    return int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
 
 
 class RolloutLog:

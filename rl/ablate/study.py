@@ -202,8 +202,9 @@ class Study:
         if self.asker is None:
             raise RuntimeError("arms that ask the model need an asker")
         log = RolloutLog(self.path(arm), 0)
+        own_seed = config.model_copy(update={"seed": arm.seed or 0})  # of sampled answers
         bench = Bench(
-            self.asker,
+            Asker(self.asker.pool, self.asker.tokenizer, own_seed),
             self.training,
             self.observations,
             self.policy(arm),

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from evals.statistics import holm, mcnemar_exact
-from mhc_model import ConfigError
+from mhc_model import ConfigError, Engine
 from rl.ablate.arms import Arm
 from rl.ablate.config import AblateConfig
 from rl.ablate.findings import Findings
@@ -18,6 +18,8 @@ from rl.ablate.held_out import HeldOut, is_tested
 from rl.ablate.report import write_report
 from rl.ablate.run import _claim
 from rl.ablate.study import ARM, Study
+from rl.local_pool import LocalPool
+from rl.rollouts import Asker
 
 OUTCOMES = {
     ("learned", None): [1, 1, 0, 0, 0, 0, 0, 0],
@@ -147,3 +149,23 @@ def test_an_ablation_goes_on_with_the_same_problems_only(findings):
         _claim(changed)
     named.write_text(json.dumps({"content_hash": study.checkpoint.content_hash}))
     _claim(changed)  # an earlier version did not note them
+
+
+def test_seeds_of_an_arm_draw_answers_of_their_own(findings, checkpoint):
+    engine = Engine.from_checkpoint(checkpoint, device="cpu")
+    asked = []
+
+    class Recording(LocalPool):
+        def run(self, requests):
+            asked.append({request.sampling.seed for request in requests})
+            return super().run(requests)
+
+    fields = {"iterations": 1, "rollouts": 64, "max_tokens": 2, "temperature": 1.0}
+    config = findings.study.config.model_copy(update=fields)
+    asker = Asker(Recording(engine), engine.tokenizer, config)
+    study = replace(findings.study, config=config, asker=asker)
+    for arm in study.arms():
+        if arm.method == "best_constant":
+            study.learn(arm, {})
+    assert [len(seeds) for seeds in asked] == [64, 64]
+    assert not asked[0] & asked[1]

@@ -241,6 +241,20 @@ def test_a_line_cut_off_by_a_kill_is_set_aside(tmp_path):
     assert (tmp_path / "rollouts.superseded.jsonl").read_text() == '{"ind\n'
 
 
+def test_sampled_answers_depend_on_the_seed_of_the_run(asker):
+    problems = load_problems("builtin:1", "train", 4)
+
+    def answers(seed: int, temperature: float = 1.0, first_index: int = 0) -> list[str]:
+        fields = {"seed": seed, "temperature": temperature}
+        own = Asker(asker.pool, asker.tokenizer, asker.config.model_copy(update=fields))
+        return [rollout.completion for rollout in own.ask(problems, None, first_index)]
+
+    assert answers(0) == answers(0)
+    assert answers(0) != answers(1)
+    assert answers(0, first_index=1) != answers(1, first_index=0), "not the sum of the two"
+    assert answers(0, temperature=0.0) == answers(1, temperature=0.0)
+
+
 def test_what_splits_lines_elsewhere_splits_none_here(tmp_path):
     completion = "a\u0085b\u2028c\u2029d"
     rollout = Rollout(0, 1, "train-00000", (0.5, 0.5), completion, "stop", 3, 0.0, 0, 1)
