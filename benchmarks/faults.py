@@ -36,6 +36,7 @@ if not __package__:  # run as a file: Python looks beside it, not in the reposit
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mhc_model import Engine, Request, SamplingParams
+from mhc_model.files import read_lines
 from mhc_model.settings import RaySettings
 from rl.config import PoolSettings
 
@@ -239,7 +240,7 @@ def replicas_of(run: subprocess.Popen[bytes]) -> list[psutil.Process]:
 
 def wait_for_rollouts(run: subprocess.Popen[bytes], path: Path, count: int) -> None:
     """Returns once the file has that many lines."""
-    while not path.exists() or len(path.read_text(encoding="utf-8").splitlines()) < count:
+    while not path.exists() or path.read_bytes().count(b"\n") < count:
         if run.poll() is not None:
             raise SystemExit(f"the run in {path.parent} ended with {run.returncode}")
         time.sleep(0.02)
@@ -254,8 +255,7 @@ def kill_tree(run: subprocess.Popen[bytes]) -> None:
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines]
+    return [json.loads(line) for line in read_lines(path)] if path.exists() else []
 
 
 if __name__ == "__main__":

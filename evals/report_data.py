@@ -13,6 +13,7 @@ import yaml
 from evals.gate_choice import LEARNED, POLICY
 from evals.results import RESULTS, read_results
 from mhc_model.errors import DataError
+from mhc_model.files import read_lines
 
 METRICS, CONFIG, ROLLOUTS, SWEEP, SUMMARY = (
     "metrics.jsonl",
@@ -150,6 +151,6 @@ def _label(results: dict[str, Any]) -> str:
 
 def _rows(path: Path) -> list[dict[str, Any]]:
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return [json.loads(line) for line in read_lines(path)]
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read: {error}") from None

@@ -9,7 +9,7 @@ from typing import Any
 
 from evals.store import SAMPLES
 from mhc_model.errors import DataError
-from mhc_model.files import replace_text
+from mhc_model.files import read_lines, replace_text
 
 RESULTS = "results.json"
 ACCURACIES = ("strict", "flexible", "acc", "acc_norm")  # of all tasks, in the order of tables
@@ -52,7 +52,7 @@ def read_samples(path: Path, task: str) -> list[dict[str, Any]]:
     """
     path = (path if path.is_dir() else path.parent) / SAMPLES
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        rows = [json.loads(line) for line in read_lines(path)]
         return [row for row in rows if row["task"] == task]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"samples {path} cannot be read: {type(error).__name__} {error}") from None

@@ -11,7 +11,7 @@ from typing import Any
 
 from evals.items import Row
 from mhc_model.errors import ConfigError, DataError
-from mhc_model.files import replace_text
+from mhc_model.files import replace_bytes, replace_text, split_lines
 
 RUN, SAMPLES = "run.json", "samples.jsonl"
 
@@ -49,7 +49,7 @@ class SampleStore:
             raise ConfigError(f"another process is writing to {directory}") from None
         kept = self._read()
         replace_text(path, json.dumps(self._identity, indent=2, ensure_ascii=False) + "\n")
-        replace_text(directory / SAMPLES, kept)
+        replace_bytes(directory / SAMPLES, kept)
         self._file = (directory / SAMPLES).open("a", encoding="utf-8")
 
     def done(self, task: str) -> set[str]:
@@ -91,17 +91,17 @@ class SampleStore:
                 + "; ".join(differing)
             )
 
-    def _read(self) -> str:
+    def _read(self) -> bytes:
         """Takes in the rows of an interrupted run; returns the whole lines."""
         path = self.directory / SAMPLES
         if not path.exists():
-            return ""
+            return b""
         try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            content = path.read_bytes()
+        except OSError as error:
             raise DataError(f"{path} cannot be read: {error}") from None
-        kept = text[: text.rfind("\n") + 1]
-        for number, line in enumerate(kept.splitlines(), start=1):
+        kept = content[: content.rfind(b"\n") + 1]  # the rest may end within a character
+        for number, line in enumerate(split_lines(kept), start=1):
             try:
                 row = json.loads(line)
                 self._rows[row["task"], row["id"]] = row

@@ -1,4 +1,4 @@
-"""Writing files whole or not at all."""
+"""Files: written whole or not at all, and files of one JSON value a line."""
 
 from __future__ import annotations
 
@@ -7,6 +7,27 @@ from pathlib import Path
 
 def replace_text(path: Path, text: str) -> None:
     """Writes UTF-8 text under a temporary name and renames it: readers see the old or the new."""
+    replace_bytes(path, text.encode("utf-8"))
+
+
+def replace_bytes(path: Path, content: bytes) -> None:
+    """As `replace_text`."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
+    temporary.write_bytes(content)
     temporary.replace(path)
+
+
+def read_lines(path: Path) -> list[str]:
+    """Lines of a UTF-8 file without their ends. Only "\\n" ends a line: `str.splitlines` also
+    splits at U+0085, U+2028 and others, which JSON strings may contain as they are.
+
+    Raises:
+        OSError: if the file cannot be read.
+        UnicodeDecodeError: if it is not UTF-8, as where a character was cut off.
+    """
+    return [line.decode("utf-8") for line in split_lines(path.read_bytes())]
+
+
+def split_lines(content: bytes) -> list[bytes]:
+    """Lines of a file's content without their ends; the last one may lack its end."""
+    return content.removesuffix(b"\n").split(b"\n") if content else []

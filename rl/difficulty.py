@@ -20,6 +20,7 @@ from mhc_model.files import replace_text
 from mhc_model.policy import PolicyConfig
 from rl.config import RLConfig
 from rl.rollouts import Asker
+from rl.setup import problems_hash
 
 PROBES = "difficulty.json"
 # What the rates depend on; a run of another name, or another seed, measures its own.
@@ -55,10 +56,14 @@ def choose_problems(
     if config.difficulty is None:
         return list(range(len(problems)))
     low, high = config.difficulty
-    facts = {key: getattr(config, key) for key in KEYS} | {"checkpoint": policy.checkpoint_hash}
+    facts = {key: getattr(config, key) for key in KEYS} | {
+        "checkpoint": policy.checkpoint_hash,
+        "problems_sha256": problems_hash(problems),
+    }
     path = directory / PROBES
     saved = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    if saved.get("facts") == facts:
+    # Files of earlier versions do not say which problems.
+    if "facts" in saved and facts | saved["facts"] == facts:
         rates = saved["solve_rates"]
     else:
         rates = solve_rates(asker, problems, policy.n_layers, config.difficulty_probes, config.seed)

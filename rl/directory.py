@@ -1,19 +1,46 @@
-"""A run's directory belongs to one configuration."""
+"""A run's directory belongs to one configuration, and to one process at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import fcntl
+import os
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from mhc_model.errors import ConfigError
 from mhc_model.settings import Settings, dump_settings, validate_settings
 
+CONFIG = "config.yaml"
 
-def claim_directory(directory: Path, config: Settings, free: Collection[str], what: str) -> None:
-    """Makes the directory of a run, or checks that an earlier start had the same configuration;
-    writes config.yaml.
+
+@contextmanager
+def locked_directory(directory: Path) -> Iterator[None]:
+    """Makes the directory and keeps other processes out of it; the lock ends with the process.
+
+    Raises:
+        ConfigError: if another process is in it.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    lock = os.open(directory, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ConfigError(
+                f"another process is writing to {directory}; wait for it, or give another name"
+            ) from None
+        yield
+    finally:
+        os.close(lock)
+
+
+def check_directory(directory: Path, config: Settings, free: Collection[str], what: str) -> None:
+    """Checks that an earlier start in the directory, if there was one, had the same configuration.
+    Whoever has checked everything else too writes it with `save_config`.
 
     Args:
         directory: of the run.
@@ -24,7 +51,7 @@ def claim_directory(directory: Path, config: Settings, free: Collection[str], wh
     Raises:
         ConfigError: naming the fields that differ, with their values.
     """
-    saved = directory / "config.yaml"
+    saved = directory / CONFIG
     if saved.exists():
         values = yaml.safe_load(saved.read_text(encoding="utf-8"))
         before = validate_settings(type(config), values, str(saved)).model_dump()
@@ -36,5 +63,30 @@ def claim_directory(directory: Path, config: Settings, free: Collection[str], wh
                 f"{what} exists in {directory} with other settings: {changes}; give "
                 f"another name, or delete the directory"
             )
+
+
+def check_same(
+    before: Mapping[str, Any], now: Mapping[str, Any], keys: Collection[str], what: str
+) -> None:
+    """Checks that an earlier start had the same inputs, by their hashes.
+
+    Args:
+        before: of the earlier start; what an earlier version did not note is not compared.
+        now: of this one.
+        keys: names of the inputs.
+        what: the run in words, for the error.
+
+    Raises:
+        ConfigError: naming the one that differs, with both hashes.
+    """
+    for key in keys:
+        if before.get(key, now[key]) != now[key]:
+            raise ConfigError(
+                f"{what} was started on {key} {before[key]}, not on {now[key]}; give another name"
+            )
+
+
+def save_config(directory: Path, config: Settings) -> None:
+    """Writes config.yaml."""
     directory.mkdir(parents=True, exist_ok=True)
-    dump_settings(config, saved)
+    dump_settings(config, directory / CONFIG)

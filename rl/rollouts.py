@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 from torch import Tensor
 
 from evals.gsm8k import prompt_tokens
 from evals.problem import Problem
 from evals.tasks import STOP_STRINGS, score
 from mhc_model.errors import DataError
-from mhc_model.files import replace_text
+from mhc_model.files import replace_bytes, split_lines
 from mhc_model.request import Request, SamplingParams
 from mhc_model.tokenizer import Tokenizer
 from rl.config import RLConfig
@@ -79,7 +80,7 @@ class Asker:
         Args:
             problems: n of them; the same one may occur several times.
             gates: (n, 2L) in [0, 1], one row a problem, or None for the learned gates.
-            first_index: index of the first rollout; also what seeds sampled answers.
+            first_index: index of the first rollout; sampled answers draw from it and the seed.
             iteration: noted in the rollouts.
             policy_version: likewise.
         """
@@ -107,7 +108,7 @@ class Asker:
         sampling = SamplingParams(
             max_tokens=self.config.max_tokens,
             temperature=self.config.temperature,
-            seed=index,
+            seed=sampling_seed(self.config.seed, index),
             stop=STOP_STRINGS,
         )
         prompt = prompt_tokens(self.tokenizer, problem)
@@ -133,6 +134,11 @@ class Asker:
         )
 
 
+def sampling_seed(seed: int, index: int) -> int:
+    """Seed of a rollout's sampled answers, in [0, 2**32); another run seed gives others."""
+    return int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
+
+
 class RolloutLog:
     """rollouts.jsonl: one line an episode, added only.
 
@@ -147,7 +153,8 @@ class RolloutLog:
             DataError: if lines before `resume_at` are missing or malformed.
         """
         path = directory / ROLLOUTS
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        # Bytes: a kill may have cut the last line off within a character.
+        lines = split_lines(path.read_bytes()) if path.exists() else []
         kept, superseded = lines[:resume_at], lines[resume_at:]
         for position, line in enumerate(kept):
             if _index(line) != position:
@@ -155,9 +162,9 @@ class RolloutLog:
         if len(kept) < resume_at:
             raise DataError(f"{path} has {len(kept)} rollouts; the saved state has {resume_at}")
         if superseded:
-            with (directory / SUPERSEDED).open("a", encoding="utf-8") as file:
-                file.writelines(f"{line}\n" for line in superseded)
-            replace_text(path, "".join(f"{line}\n" for line in kept))
+            with (directory / SUPERSEDED).open("ab") as file:
+                file.writelines(line + b"\n" for line in superseded)
+            replace_bytes(path, b"".join(line + b"\n" for line in kept))
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, rollouts: Sequence[Rollout]) -> None:
@@ -170,7 +177,7 @@ class RolloutLog:
         self._file.close()
 
 
-def _index(line: str) -> int | None:
+def _index(line: bytes) -> int | None:
     try:
         index: int = json.loads(line)["index"]
         return index

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +26,19 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from evals.problem import Problem
-from mhc_model.errors import ConfigError
-from mhc_model.files import replace_text
+from mhc_model.errors import DataError
+from mhc_model.files import read_lines, replace_text
 from mhc_model.policy import GatePolicy, PolicyConfig
 from rl.config import RLConfig
 from rl.difficulty import choose_problems
-from rl.directory import claim_directory
+from rl.directory import check_directory, check_same, locked_directory, save_config
 from rl.env import GateVectorEnv
 from rl.metrics import Clock, iteration_line, metrics_row, write_board
 from rl.pool import ReplicaPool
 from rl.ppo import GatePPO, build_algorithm, current_policy, save_state, train_iteration
 from rl.rollouts import Asker, RolloutLog
-from rl.setup import prepare
-from rl.sweep import rewards, summarize, summary_lines, sweep_gates
+from rl.setup import prepare, problems_hash
+from rl.sweep import POLICY, rewards, summarize, summary_lines, sweep_gates
 
 # A resumed run may change these; everything else would make it another run.
 FREE_ON_RESUME = ("storage", "checkpoint", "iterations", "checkpoint_every", "pool", "ray")
@@ -55,25 +56,24 @@ def run(config: RLConfig, ray_arguments: Mapping[str, Any]) -> Path:
         ray_arguments: keyword arguments of `ray.init`.
 
     Raises:
-        MHCError: if checkpoint, problems or configuration do not allow it.
+        MHCError: if checkpoint, problems or configuration do not allow it, or another process is
+            at this run.
     """
     directory = Path(config.storage).resolve() / config.name
     checkpoint, problems, observations, policy = prepare(config)
-    state = prepare_directory(directory, config, policy)
-    if is_complete(directory, config, state):
-        print(f"run {config.name} is complete at iteration {state['iteration']}: {directory}")
-        return directory
-    ray.init(**ray_arguments)
-    try:
-        pool = ReplicaPool(checkpoint.path, config.pool)
+    with locked_directory(directory):
+        state = prepare_directory(directory, config, policy, problems)
+        if is_complete(directory, config, state):
+            print(f"run {config.name} is complete at iteration {state['iteration']}: {directory}")
+            return directory
+        ray.init(**ray_arguments)
         try:
-            pool.counters = pool.counters.going_on_from(state["pool"])
-            asker = Asker(pool, checkpoint.tokenizer, config)
-            tune(directory, config, policy, asker, problems, observations, state)
+            with closing(ReplicaPool(checkpoint.path, config.pool)) as pool:
+                pool.counters = pool.counters.going_on_from(state["pool"])
+                asker = Asker(pool, checkpoint.tokenizer, config)
+                tune(directory, config, policy, asker, problems, observations, state)
         finally:
-            pool.close()
-    finally:
-        ray.shutdown()
+            ray.shutdown()
     return directory
 
 
@@ -118,31 +118,33 @@ def tune(
         log.close()
     with torch.no_grad():
         gates = GatePolicy.load(directory / "policy").gates(observations[: len(sample)])
-    outcomes["policy"] = rewards(asker, sample, gates)
+    outcomes[POLICY] = rewards(asker, sample, gates)
     finish(directory, outcomes, asker.pool, state)
 
 
-def prepare_directory(directory: Path, config: RLConfig, policy: PolicyConfig) -> dict[str, Any]:
+def prepare_directory(
+    directory: Path, config: RLConfig, policy: PolicyConfig, problems: Sequence[Problem]
+) -> dict[str, Any]:
     """Makes the run's directory, or checks that it is the same run's; gives the saved state.
 
     Raises:
-        ConfigError: if the directory belongs to a run with other settings or another checkpoint.
+        ConfigError: if the directory belongs to a run with other settings, another checkpoint or
+            other problems.
     """
-    claim_directory(directory, config, FREE_ON_RESUME, f"run {config.name}")
+    check_directory(directory, config, FREE_ON_RESUME, f"run {config.name}")
     states = saved_states(directory)
     state: dict[str, Any] = {
         "iteration": 0,
         "position": 0,
         "checkpoint": policy.checkpoint_hash,
+        "problems": problems_hash(problems),
         "pool": {},
     }
     if states:
-        state |= json.loads((states[-1] / "state.json").read_text(encoding="utf-8"))
-        if state["checkpoint"] != policy.checkpoint_hash:
-            raise ConfigError(
-                f"run {config.name} was started on checkpoint {state['checkpoint']}, not on "
-                f"{policy.checkpoint_hash}; give another name"
-            )
+        saved = json.loads((states[-1] / "state.json").read_text(encoding="utf-8"))
+        check_same(saved, state, ("checkpoint", "problems"), f"run {config.name}")
+        state |= saved
+    save_config(directory, config)
     return state
 
 
@@ -166,16 +168,20 @@ def load_or_sweep(
     directory: Path, config: RLConfig, asker: Asker, sample: list[Problem], policy: PolicyConfig
 ) -> dict[str, list[float]]:
     """Outcomes under fixed gates, measured once a run; again if the run, killed before its first
-    saved state, was started anew on other weights."""
+    saved state, was started anew on other weights or problems."""
     path = directory / "sweep.json"
     saved = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    if saved.get("checkpoint") == policy.checkpoint_hash:
+    problems = problems_hash(sample)
+    # Files of earlier versions do not say which problems.
+    if (saved.get("checkpoint"), saved.get("problems", problems)) == (
+        policy.checkpoint_hash,
+        problems,
+    ):
         return dict(saved["outcomes"])
     outcomes = sweep_gates(asker, sample, policy.n_layers, config.sweep)
     summary = summarize(outcomes)
-    write_json(
-        path, {"checkpoint": policy.checkpoint_hash, "summary": summary, "outcomes": outcomes}
-    )
+    facts = {"checkpoint": policy.checkpoint_hash, "problems": problems}
+    write_json(path, {**facts, "summary": summary, "outcomes": outcomes})
     print("fixed gates on training problems, accuracy [Wilson 95 %]:")
     print("\n".join(summary_lines(summary)), flush=True)
     return outcomes
@@ -189,11 +195,10 @@ def train(
     if start:
         restore(config, directory, algorithm, start)
         print(f"resuming after iteration {start}, rollout {state['position']}", flush=True)
-    rows = kept_rows(directory / "metrics.jsonl", start)
+    path = directory / "metrics.jsonl"
+    replace_text(path, "".join(f"{row}\n" for row in kept_rows(path, start)))
     board = SummaryWriter(str(directory / "tensorboard"), purge_step=start + 1)
-    with (directory / "metrics.jsonl").open("w", encoding="utf-8") as file:
-        file.writelines(f"{row}\n" for row in rows)
-        file.flush()
+    with path.open("a", encoding="utf-8") as file:
         clock = Clock(pool)
         for iteration in range(start + 1, config.iterations + 1):
             learner = train_iteration(algorithm, config.seed, iteration)
@@ -235,9 +240,22 @@ def save(config: RLConfig, directory: Path, algorithm: GatePPO, state: dict[str,
 
 
 def kept_rows(path: Path, iteration: int) -> list[str]:
-    """Rows of the iterations that a resumed run does not do again."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return lines[:iteration]
+    """Rows of the iterations that a resumed run does not do again.
+
+    Raises:
+        DataError: if one is missing or malformed.
+    """
+    rows = (read_lines(path) if path.exists() else [])[:iteration]
+    for expected, row in enumerate(rows, start=1):
+        try:
+            found = json.loads(row)["iteration"]
+        except (ValueError, KeyError, TypeError):
+            found = None
+        if found != expected:
+            raise DataError(f"{path}, line {expected} is not iteration {expected}")
+    if len(rows) < iteration:
+        raise DataError(f"{path} has {len(rows)} iterations; the saved state has {iteration}")
+    return rows
 
 
 def finish(
@@ -258,7 +276,7 @@ def finish(
     )
     print("the policy beside fixed gates, on the training problems of the sweep:")
     print("\n".join(summary_lines(summary)))
-    rows = (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = read_lines(directory / "metrics.jsonl")
     first, last = (json.loads(row)["reward"] for row in (rows[0], rows[-1]))
     print(
         f"{state['position']} rollouts, mean reward {first:.3f} in the first iteration and "

@@ -5,13 +5,15 @@ Everything that can be refused is refused here.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor
 
 from evals.gsm8k import prompt_tokens
+from evals.items import fingerprint
 from evals.problem import Problem
-from evals.tasks import load_problems
+from evals.tasks import gold_answer, load_problems, prompt
 from mhc_model.checkpoint import Checkpoint, load_checkpoint
 from mhc_model.errors import CheckpointError, ConfigError
 from mhc_model.policy import PolicyConfig, observe_prompts
@@ -41,6 +43,11 @@ def prepare(config: RLConfig) -> Setup:
     problems = load_problems(config.data, "train", config.problems)
     observations = observe(config, checkpoint, problems)
     return Setup(checkpoint, problems, observations, policy_config(config, checkpoint))
+
+
+def problems_hash(problems: Sequence[Problem]) -> str:
+    """sha256 of what is asked and what is right; a run that goes on must have the same."""
+    return fingerprint((p.id, prompt(p), gold_answer(p)) for p in problems)
 
 
 def observe(config: RLConfig, checkpoint: Checkpoint, problems: list[Problem]) -> Tensor:

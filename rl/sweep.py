@@ -13,6 +13,8 @@ from evals.statistics import wilson_interval
 from mhc_model.gates import expand_gates
 from rl.rollouts import Asker
 
+POLICY = "policy"  # label of the policy's own outcomes
+
 
 def sweep_gates(
     asker: Asker, problems: Sequence[Problem], n_layers: int, gates: Sequence[float]
@@ -37,8 +39,8 @@ def rewards(asker: Asker, problems: Sequence[Problem], gates: Tensor | None) -> 
 def summarize(outcomes: Mapping[str, Sequence[float]]) -> dict[str, Any]:
     """Accuracy with its Wilson interval for each label, and the bound of choosing per problem.
 
-    The bound is the share of problems that at least one of the gates solves: no policy that picks
-    among them can do better.
+    The bound is the share of problems that at least one of the given gates solves: no policy that
+    picks among them can do better. The policy itself is none of them.
     """
     summary: dict[str, Any] = {}
     for label, values in outcomes.items():
@@ -48,7 +50,8 @@ def summarize(outcomes: Mapping[str, Sequence[float]]) -> dict[str, Any]:
             "wilson_95": list(wilson_interval(round(total), len(values))),
             "n": len(values),
         }
-    best = [max(values) for values in zip(*outcomes.values(), strict=True)]
+    given = [values for label, values in outcomes.items() if label != POLICY]
+    best = [max(values) for values in zip(*given, strict=True)]
     summary["best gate for each problem"] = {"accuracy": sum(best) / len(best), "n": len(best)}
     return summary
 

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evals.items import fingerprint
 from evals.store import SAMPLES, SampleStore
-from evals.tasks import PROMPT_VERSION, gold_answer, prompt
+from evals.tasks import PROMPT_VERSION
 from mhc_model.gates import gates_hash
 from rl.ablate.arms import Arm
 from rl.ablate.study import Study
 from rl.rollouts import Asker
+from rl.setup import problems_hash
 
 TASK = "held-out"
 
@@ -41,9 +41,9 @@ class HeldOut:
 
 
 def is_tested(study: Study, arm: Arm) -> bool:
-    """Whether all held-out answers of the arm are there."""
+    """Whether all held-out answers of the arm are there; a line that was cut off is none."""
     path = study.path(arm) / SAMPLES
-    return path.exists() and len(path.read_bytes().splitlines()) == len(study.held_out)
+    return path.exists() and path.read_bytes().count(b"\n") == len(study.held_out)
 
 
 def evaluate(study: Study, arm: Arm, asker: Asker | None, known: dict[str, list[Any]]) -> HeldOut:
@@ -67,7 +67,7 @@ def evaluate(study: Study, arm: Arm, asker: Asker | None, known: dict[str, list[
         "prompt_version": PROMPT_VERSION,
         "max_tokens": study.config.max_tokens,
         "reward": study.config.reward,
-        "problems": fingerprint((p.id, prompt(p), gold_answer(p)) for p in study.held_out),
+        "problems": problems_hash(study.held_out),
     }
     store = SampleStore(study.path(arm), identity)
     try:

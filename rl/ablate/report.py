@@ -11,7 +11,7 @@ import numpy as np
 from evals import pictures
 from evals.compare import LEGEND
 from evals.document import Document
-from mhc_model.files import replace_text
+from mhc_model.files import read_lines, replace_text
 from mhc_model.gates import SUBLAYERS, gate_names
 from rl.ablate.arms import LEARNED, Arm, fixed_name
 from rl.ablate.findings import Findings
@@ -106,7 +106,7 @@ def _tried(study: Study, arm: Arm) -> tuple[np.ndarray, np.ndarray, list[str]] |
     path = study.rollouts(arm)
     if not path.exists():
         return None
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for line in read_lines(path)]
     gates = np.array([row["gates"] for row in rows])
     solved = np.array([row["reward"] for row in rows])
     n_layers = study.checkpoint.model.config.n_layers

@@ -15,16 +15,16 @@ from typing import Any
 
 import ray
 
-from mhc_model.errors import ConfigError
 from rl.ablate.arms import GRADIENT, GRADIENT_CONTEXTUAL, PPO, Arm
 from rl.ablate.config import AblateConfig
 from rl.ablate.findings import Findings
 from rl.ablate.held_out import HeldOut, evaluate, is_tested
 from rl.ablate.report import write_report
 from rl.ablate.study import Study, write_json
-from rl.directory import claim_directory
+from rl.directory import check_directory, check_same, locked_directory, save_config
 from rl.pool import ReplicaPool
 from rl.rollouts import Asker
+from rl.setup import problems_hash
 
 # What does not change an arm's result: an ablation that goes on may have other values.
 FREE_ON_RESUME = (
@@ -44,10 +44,16 @@ def run_ablation(config: AblateConfig, ray_arguments: Mapping[str, Any]) -> Find
 
     Raises:
         MHCError: if checkpoint, problems or configuration do not allow it, or the name belongs to
-            another ablation.
+            another ablation, or another process is at it.
     """
     study = Study.prepare(config)
+    with locked_directory(study.directory):
+        return _run(study, ray_arguments)
+
+
+def _run(study: Study, ray_arguments: Mapping[str, Any]) -> Findings:
     _claim(study)
+    config = study.config
     arms = study.arms()
     print(
         f"ablation {config.name} in {study.directory}: {len(arms)} arms, {config.budget} rollouts "
@@ -88,14 +94,16 @@ def _with_pool(study: Study, arms: list[Arm], ray_arguments: Mapping[str, Any]) 
 def _claim(study: Study) -> None:
     """Makes the directory, or checks that it is the same ablation's."""
     what = f"ablation {study.config.name}"
-    claim_directory(study.directory, study.config, FREE_ON_RESUME, what)
-    named, content_hash = study.directory / "checkpoint.json", study.checkpoint.content_hash
-    if named.exists() and (other := json.loads(named.read_text())["content_hash"]) != content_hash:
-        raise ConfigError(
-            f"ablation {study.config.name} was started on checkpoint {other}, not on "
-            f"{content_hash}; give another name"
-        )
-    write_json(named, {"content_hash": content_hash})
+    check_directory(study.directory, study.config, FREE_ON_RESUME, what)
+    named = study.directory / "checkpoint.json"
+    content_hash, problems = study.checkpoint.content_hash, problems_hash(study.training)
+    if named.exists():
+        saved = json.loads(named.read_text(encoding="utf-8"))
+        before = {"checkpoint": saved["content_hash"], **saved}
+        now = {"checkpoint": content_hash, "problems": problems}
+        check_same(before, now, ("checkpoint", "problems"), what)
+    save_config(study.directory, study.config)
+    write_json(named, {"content_hash": content_hash, "problems": problems})
 
 
 def _learn(study: Study, arm: Arm, arms: list[Arm], ray_arguments: Mapping[str, Any]) -> None:

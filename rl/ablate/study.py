@@ -17,7 +17,7 @@ from evals.problem import Problem
 from evals.tasks import load_problems
 from mhc_model.checkpoint import Checkpoint
 from mhc_model.errors import DataError
-from mhc_model.files import replace_text
+from mhc_model.files import read_lines, replace_text
 from mhc_model.gates import expand_gates
 from mhc_model.policy import GatePolicy, PolicyConfig, expand_actions
 from rl.ablate.arms import (
@@ -188,7 +188,7 @@ class Study:
 
     def _ppo(self, arm: Arm, ray_arguments: Mapping[str, Any]) -> tuple[GatePolicy, dict[str, Any]]:
         path = run(self._rl_config(arm), ray_arguments)
-        rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+        rows = [json.loads(line) for line in read_lines(path / "metrics.jsonl")]
         facts = {
             "rollouts": sum(row["rollouts"] for row in rows),
             "rewards": [row["reward"] for row in rows],
@@ -202,8 +202,9 @@ class Study:
         if self.asker is None:
             raise RuntimeError("arms that ask the model need an asker")
         log = RolloutLog(self.path(arm), 0)
+        own_seed = config.model_copy(update={"seed": arm.seed or 0})  # of sampled answers
         bench = Bench(
-            self.asker,
+            Asker(self.asker.pool, self.asker.tokenizer, own_seed),
             self.training,
             self.observations,
             self.policy(arm),

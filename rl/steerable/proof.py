@@ -25,7 +25,7 @@ from rl.ablate.findings import Findings
 from rl.ablate.held_out import HeldOut
 from rl.ablate.run import run_ablation
 from rl.ablate.study import write_json
-from rl.directory import claim_directory
+from rl.directory import check_directory, locked_directory, save_config
 from rl.steerable.config import SteerableConfig, Variant
 from rl.steerable.task import all_problems, kind_of, right_gates, with_digit
 from rl.steerable.training import train_model
@@ -59,10 +59,19 @@ def prove(config: SteerableConfig, ray_arguments: Mapping[str, Any]) -> list[Che
         One check for each run of PPO.
 
     Raises:
-        MHCError: if the name belongs to another proof, or something cannot be written.
+        MHCError: if the name belongs to another proof, another process is at it, or something
+            cannot be written.
     """
     directory = Path(config.storage).resolve() / config.name
-    claim_directory(directory, config, FREE_ON_RESUME, f"proof {config.name}")
+    with locked_directory(directory):
+        return _prove(directory, config, ray_arguments)
+
+
+def _prove(
+    directory: Path, config: SteerableConfig, ray_arguments: Mapping[str, Any]
+) -> list[Check]:
+    check_directory(directory, config, FREE_ON_RESUME, f"proof {config.name}")
+    save_config(directory, config)
     problems = all_problems(config.seed)
     held_out, training = problems[: config.test_problems], problems[config.test_problems :]
     checkpoint = directory / "model"
@@ -70,12 +79,13 @@ def prove(config: SteerableConfig, ray_arguments: Mapping[str, Any]) -> list[Che
         print(f"training the model on {len(training)} problems: {checkpoint}", flush=True)
         model, tokenizer = train_model(config.model, training, config.seed)
         save_checkpoint(checkpoint, model, tokenizer)
+    sources = {name: directory / "problems" / name for name in config.variants}
+    for name, variant in config.variants.items():
+        _write_problems(config, variant, checkpoint, sources[name], training, held_out)
     checks = []
     for name, variant in config.variants.items():
-        source = directory / "problems" / name
-        _write_problems(config, variant, checkpoint, source, training, held_out)
         print(f"variant {name}: red {variant.red}, blue {variant.blue}", flush=True)
-        ablation = _ablation(config, name, directory / "ablations", checkpoint, source)
+        ablation = _ablation(config, name, directory / "ablations", checkpoint, sources[name])
         findings = run_ablation(ablation, ray_arguments)
         checks += check(name, variant, findings, config)
     write_json(directory / "proof.json", [entry._asdict() for entry in checks])
@@ -191,14 +201,25 @@ def _write_problems(
     training: Sequence[Problem],
     held_out: Sequence[Problem],
 ) -> None:
+    """Problems and right gates of a variant.
+
+    Raises:
+        ConfigError: if an earlier start wanted something else under the variant's name.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     for split, problems in (("train", training), ("test", held_out)):
         graded = [with_digit(problem, variant.wanted[kind_of(problem)]) for problem in problems]
-        lines = (
+        text = "".join(
             json.dumps({"question": problem.question, "answer": problem.answer}) + "\n"
             for problem in graded
         )
-        replace_text(directory / f"{split}.jsonl", "".join(lines))
+        path = directory / f"{split}.jsonl"
+        if path.exists() and path.read_text(encoding="utf-8") != text:
+            raise ConfigError(
+                f"variant {directory.name} was started with other problems than red {variant.red}, "
+                f"blue {variant.blue} ({path}); give the variant another name"
+            )
+        replace_text(path, text)
     learned = load_checkpoint(checkpoint).model.learned_gates().detach()
     gates = {
         # The id that the problem has when it is read from its line.

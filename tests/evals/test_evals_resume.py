@@ -14,6 +14,7 @@ import pytest
 
 import evals.gsm8k
 from evals.replicas import Replicas
+from evals.results import read_samples
 from evals.run import main
 from evals.store import SampleStore
 from mhc_model.errors import ConfigError, DataError
@@ -156,6 +157,21 @@ def test_damaged_files(tmp_path):
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(DataError, match=r"run\.json cannot be read"):
         SampleStore(tmp_path, {})
+
+
+def test_samples_keep_any_character_and_may_be_cut_off_within_one(tmp_path):
+    row = {"id": "a", "completion": "x\u0085y\u2028z\u2029é"}
+    store = SampleStore(tmp_path, {})
+    store.add("gsm8k", row)
+    store.close()
+    whole = (tmp_path / "samples.jsonl").read_bytes()
+    torn = "é".encode()[:1]
+    (tmp_path / "samples.jsonl").write_bytes(whole + b'{"task": "gsm8k", "id": "' + torn)
+    again = SampleStore(tmp_path, {})
+    again.close()
+    assert again.rows("gsm8k", ["a"]) == read_samples(tmp_path, "gsm8k")
+    assert again.rows("gsm8k", ["a"]) == [{"task": "gsm8k", **row}]
+    assert (tmp_path / "samples.jsonl").read_bytes() == whole
 
 
 @pytest.mark.ray

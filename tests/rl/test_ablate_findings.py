@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from evals.statistics import holm, mcnemar_exact
+from mhc_model import ConfigError, Engine
 from rl.ablate.arms import Arm
 from rl.ablate.config import AblateConfig
 from rl.ablate.findings import Findings
-from rl.ablate.held_out import HeldOut
+from rl.ablate.held_out import HeldOut, is_tested
 from rl.ablate.report import write_report
+from rl.ablate.run import _claim
 from rl.ablate.study import ARM, Study
+from rl.local_pool import LocalPool
+from rl.rollouts import Asker
 
 OUTCOMES = {
     ("learned", None): [1, 1, 0, 0, 0, 0, 0, 0],
@@ -122,3 +127,45 @@ def test_what_an_arm_found_becomes_gates_of_every_problem(findings):
     drawn = [study.gates(arms[f"random seed {seed}"]) for seed in (0, 1)]
     assert not torch.equal(*drawn)
     assert torch.equal(drawn[0], study.gates(arms["random seed 0"]))
+
+
+def test_an_answer_that_was_cut_off_is_asked_again(findings):
+    study = findings.study
+    learned = study.arms()[0]
+    samples = study.path(learned) / "samples.jsonl"
+    samples.write_text('{"id": 0}\n' * 7 + '{"id')
+    assert not is_tested(study, learned)
+    samples.write_text('{"id": 0}\n' * 8)
+    assert is_tested(study, learned)
+
+
+def test_an_ablation_goes_on_with_the_same_problems_only(findings):
+    study = findings.study
+    _claim(study)
+    _claim(study)
+    named = study.directory / "checkpoint.json"
+    changed = replace(study, training=study.training[1:])
+    with pytest.raises(ConfigError, match=r"given was started on problems [0-9a-f]+, not on"):
+        _claim(changed)
+    named.write_text(json.dumps({"content_hash": study.checkpoint.content_hash}))
+    _claim(changed)  # an earlier version did not note them
+
+
+def test_seeds_of_an_arm_draw_answers_of_their_own(findings, checkpoint):
+    engine = Engine.from_checkpoint(checkpoint, device="cpu")
+    asked = []
+
+    class Recording(LocalPool):
+        def run(self, requests):
+            asked.append({request.sampling.seed for request in requests})
+            return super().run(requests)
+
+    fields = {"iterations": 1, "rollouts": 64, "max_tokens": 2, "temperature": 1.0}
+    config = findings.study.config.model_copy(update=fields)
+    asker = Asker(Recording(engine), engine.tokenizer, config)
+    study = replace(findings.study, config=config, asker=asker)
+    for arm in study.arms():
+        if arm.method == "best_constant":
+            study.learn(arm, {})
+    assert [len(seeds) for seeds in asked] == [64, 64]
+    assert not asked[0] & asked[1]

@@ -15,13 +15,14 @@ from pydantic import ValidationError
 from evals.gsm8k import prompt_tokens
 from evals.tasks import load_problems
 from mhc_model import ConfigError, DataError, Engine
+from mhc_model.files import read_lines
 from mhc_model.policy import PolicyConfig, prompt_observation
 from mhc_model.settings import load_settings
 from rl.config import RLConfig
 from rl.difficulty import choose_problems
 from rl.env import GateVectorEnv, GSM8KGateEnv, ProblemStream
 from rl.local_pool import LocalPool
-from rl.rollouts import Asker, RolloutLog
+from rl.rollouts import ROLLOUTS, SUPERSEDED, Asker, Rollout, RolloutLog
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 RL_CONFIGS = sorted([*CONFIGS.glob("*_rl.yaml"), *CONFIGS.glob("rl_*.yaml")])
@@ -238,3 +239,40 @@ def test_a_line_cut_off_by_a_kill_is_set_aside(tmp_path):
     RolloutLog(tmp_path, 1).close()
     assert (tmp_path / "rollouts.jsonl").read_text() == '{"index": 0}\n'
     assert (tmp_path / "rollouts.superseded.jsonl").read_text() == '{"ind\n'
+
+
+def test_sampled_answers_depend_on_the_seed_of_the_run(asker):
+    problems = load_problems("builtin:1", "train", 4)
+
+    def answers(seed: int, temperature: float = 1.0, first_index: int = 0) -> list[str]:
+        fields = {"seed": seed, "temperature": temperature}
+        own = Asker(asker.pool, asker.tokenizer, asker.config.model_copy(update=fields))
+        return [rollout.completion for rollout in own.ask(problems, None, first_index)]
+
+    assert answers(0) == answers(0)
+    assert answers(0) != answers(1)
+    assert answers(0, first_index=1) != answers(1, first_index=0), "not the sum of the two"
+    assert answers(0, temperature=0.0) == answers(1, temperature=0.0)
+
+
+def test_what_splits_lines_elsewhere_splits_none_here(tmp_path):
+    completion = "a\u0085b\u2028c\u2029d"
+    rollout = Rollout(0, 1, "train-00000", (0.5, 0.5), completion, "stop", 3, 0.0, 0, 1)
+    log = RolloutLog(tmp_path, 0)
+    log.write([rollout, replace(rollout, index=1)])
+    log.close()
+    RolloutLog(tmp_path, 1).close()
+    lines = [(tmp_path / name).read_bytes() for name in (ROLLOUTS, SUPERSEDED)]
+    assert [json.loads(line)["completion"] for line in lines] == [completion] * 2
+    assert [json.loads(line)["index"] for line in read_lines(tmp_path / ROLLOUTS)] == [0]
+
+
+def test_a_line_cut_off_within_a_character_is_set_aside(tmp_path):
+    torn = '{"index": 1, "completion": "é'.encode()[:-1]
+    (tmp_path / ROLLOUTS).write_bytes(b'{"index": 0}\n' + torn)
+    RolloutLog(tmp_path, 1).close()
+    assert (tmp_path / ROLLOUTS).read_bytes() == b'{"index": 0}\n'
+    assert (tmp_path / SUPERSEDED).read_bytes() == torn + b"\n"
+    (tmp_path / ROLLOUTS).write_bytes(torn)
+    with pytest.raises(DataError, match="line 1 is not rollout 0"):
+        RolloutLog(tmp_path, 1)

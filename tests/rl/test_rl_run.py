@@ -21,13 +21,16 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from evals.gate_choice import GateChoice
 from evals.gsm8k import prompt_tokens
 from evals.tasks import load_problems
-from mhc_model import ConfigError, Engine, save_checkpoint
+from mhc_model import ConfigError, DataError, Engine, save_checkpoint
+from mhc_model.files import read_lines
 from mhc_model.gates import gate_names
-from mhc_model.policy import GatePolicy, expand_actions, observe_prompts
+from mhc_model.policy import GatePolicy, PolicyConfig, expand_actions, observe_prompts
 from rl.__main__ import main
 from rl.config import RLConfig
+from rl.directory import locked_directory
 from rl.module import GateBeta
-from rl.run import is_complete, saved_states
+from rl.run import is_complete, kept_rows, prepare_directory, run, saved_states
+from rl.sweep import summarize
 from serve.app import create_app
 from serve.service import CompletionService
 
@@ -168,6 +171,60 @@ def test_the_exported_policy_needs_no_ray(survivor):
     assert gates == pytest.approx(expected[0].tolist(), abs=1e-6)
 
 
+def test_two_drivers_do_not_write_to_one_run(checkpoint, tmp_path):
+    config = RLConfig(
+        name="t", storage=str(tmp_path), checkpoint=str(checkpoint), problems=4, max_tokens=16
+    )
+    with (
+        locked_directory(tmp_path / "t"),
+        pytest.raises(ConfigError, match="another process is writing to"),
+    ):
+        run(config, {})
+    with locked_directory(tmp_path / "t"):
+        pass  # whoever leaves gives it back
+
+
+def test_other_weights_or_problems_are_refused_and_change_nothing(tmp_path):
+    config = RLConfig(name="t", checkpoint="first")
+    policy = PolicyConfig(
+        action_space="global", n_layers=2, observation_dim=32, checkpoint_hash="one"
+    )
+    problems = load_problems("builtin:1", "train", 3)
+    prepare_directory(tmp_path, config, policy, problems)
+    before = (tmp_path / "config.yaml").read_text()
+    state = tmp_path / "state" / "iteration-000001"
+    state.mkdir(parents=True)
+    (state / "state.json").write_text('{"iteration": 1, "position": 16, "checkpoint": "one"}')
+    other = config.model_copy(update={"checkpoint": "second"})
+    changed = policy.model_copy(update={"checkpoint_hash": "two"})
+    with pytest.raises(ConfigError, match="started on checkpoint one, not on two"):
+        prepare_directory(tmp_path, other, changed, problems)
+    assert (tmp_path / "config.yaml").read_text() == before
+    found = prepare_directory(tmp_path, other, policy, problems)  # its state names no problems
+    assert found["position"] == 16
+    (state / "state.json").write_text(json.dumps(found))
+    with pytest.raises(ConfigError, match=r"started on problems [0-9a-f]+, not on"):
+        prepare_directory(tmp_path, other, policy, load_problems("builtin:2", "train", 3))
+    prepare_directory(tmp_path, other, policy, problems)
+
+
+def test_metrics_of_a_resumed_run_are_those_of_its_iterations(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"iteration": 1}\n{"iteration": 2}\n{"iter')
+    assert kept_rows(path, 2) == ['{"iteration": 1}', '{"iteration": 2}']
+    with pytest.raises(DataError, match="line 3 is not iteration 3"):
+        kept_rows(path, 3)
+    path.write_text('{"iteration": 1}\n')
+    with pytest.raises(DataError, match="has 1 iterations; the saved state has 2"):
+        kept_rows(path, 2)
+
+
+def test_the_bound_over_given_gates_leaves_the_policy_out():
+    summary = summarize({"learned": [1.0, 0.0, 0.0], "g=0": [0.0, 1.0, 0.0], "policy": [1.0] * 3})
+    assert summary["best gate for each problem"]["accuracy"] == pytest.approx(2 / 3)
+    assert summary["policy"]["accuracy"] == 1.0
+
+
 def test_a_run_without_its_summary_is_not_complete(tmp_path):
     config = RLConfig(name="t", checkpoint="none", iterations=2)
     state = {"iteration": 2, "position": 32}
@@ -183,7 +240,7 @@ def wait_for_replica(run: subprocess.Popen, rollouts: Path, count: int) -> psuti
     """The replica's process, once so many episodes are in."""
     deadline = time.monotonic() + 180
     while time.monotonic() < deadline and run.poll() is None:
-        if rollouts.exists() and len(rollouts.read_text().splitlines()) >= count:
+        if rollouts.exists() and rollouts.read_bytes().count(b"\n") >= count:
             for process in psutil.Process(run.pid).children(recursive=True):
                 if "ray::Replica" in " ".join(process.cmdline()):
                     return process
@@ -222,7 +279,7 @@ def board_names(directory: Path) -> set[str]:
 
 
 def rows(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in read_lines(path)]
 
 
 def test_a_plain_model_is_refused(arguments, tmp_path, tiny_model, tokenizer, capsys):

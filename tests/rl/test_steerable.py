@@ -16,7 +16,8 @@ from mhc_model import ConfigError
 from mhc_model.settings import load_settings, validate_settings
 from rl.ablate.__main__ import main as ablate_main
 from rl.steerable.__main__ import main
-from rl.steerable.config import SteerableConfig
+from rl.steerable.config import SteerableConfig, Variant
+from rl.steerable.proof import _write_problems
 from rl.steerable.task import all_problems, expressible, kind_of, right_gates, with_digit
 
 pytestmark = pytest.mark.ray
@@ -198,3 +199,17 @@ def test_the_model_reads_the_problems_as_they_are_asked(tmp_path):
     loaded = load_problems(str(tmp_path), "test")
     assert [problem.id for problem in loaded] == ["test-00000", "test-00001", "test-00002"]
     assert [problem.answer for problem in loaded] == [row.answer for row in rows]
+
+
+def test_a_variant_keeps_what_it_wants(checkpoint, tmp_path):
+    config = load_settings(SteerableConfig, SHIPPED)
+    problems = all_problems(0)[:6]
+    first = Variant(red=(1, 1, 1), blue=(0, 0, 0), spaces=("global",))
+    more = first.model_copy(update={"spaces": ("global", "per_layer")})
+    for variant in (first, more):
+        _write_problems(config, variant, checkpoint, tmp_path / "v", problems[:3], problems[3:])
+    other = first.model_copy(update={"blue": (0, 0, 1)})
+    before = (tmp_path / "v" / "train.jsonl").read_text()
+    with pytest.raises(ConfigError, match="variant v was started with other problems"):
+        _write_problems(config, other, checkpoint, tmp_path / "v", problems[:3], problems[3:])
+    assert (tmp_path / "v" / "train.jsonl").read_text() == before
