@@ -167,10 +167,12 @@ class ReplicaSet:
     def drop(self, call: Any) -> None:
         """Withdraws what replicas hold of a call that failed."""
         for slot in self.slots:
-            for name, ticket in list(slot.held.items()):
-                if ticket.call is call:
-                    self._release(slot, name)
-                    slot.cancelled.append(name)
+            names = [name for name, ticket in slot.held.items() if ticket.call is call]
+            for name in names:
+                self._release(slot, name)
+            unsent = {request.id for request in slot.outbox}
+            slot.cancelled += [name for name in names if name not in unsent]
+            slot.outbox = [request for request in slot.outbox if request.id not in names]
 
     def poll(self, timeout_s: float) -> Events:
         """Sends what is to be sent, waits for something to happen, and repairs what broke."""
