@@ -286,7 +286,7 @@ def fixed_gates(entries: Mapping[float, Mapping[str, Any]], others: Mapping[str,
 
     Args:
         entries: gate -> accuracy and wilson_95.
-        others: label -> the same, drawn as lines (learned gates, a policy).
+        others: label -> accuracy, drawn as lines (learned gates, a policy).
     """
     figure, ((ax,),) = _figure(5.5, 3.0)
     gates = sorted(entries)

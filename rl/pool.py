@@ -293,7 +293,8 @@ class ReplicaPool:
         count = len(self._set.slots)
         least, most = settings.replicas, settings.max_replicas or settings.replicas
         if self._hungry_since is not None and now - self._hungry_since >= settings.grow_after_s:
-            load = sum(slot.load for slot in self._set.slots) + len(self._queue)
+            load = sum(slot.load for slot in self._set.slots)
+            load += sum(ticket.request.n for ticket in self._queue)
             wanted = min(most, math.ceil(load / settings.max_batch))
             if wanted > count:
                 logger.info("%d requests wait: %d replicas", len(self._queue), wanted)

@@ -121,20 +121,32 @@ class ReplicaSet:
         )
 
     def resize(self, count: int) -> None:
-        """Starts slots up to `count`, or ends those without work that are beyond it."""
+        """Starts slots up to `count`, or ends those without work that are beyond it.
+
+        Slots whose replica failed to start end first, then the one that has been idle longest. One
+        that is starting is let come up, and meanwhile none that is up ends in its place.
+        """
         while len(self.slots) < count:
             used = {slot.index for slot in self.slots}
             index = next(number for number in range(count) if number not in used)
             self.slots.append(Slot(index))
             self._start(self.slots[-1])
-        for slot in reversed(list(self.slots)):
-            if len(self.slots) > count and not slot.held and not slot.exchanges:
-                self._end(slot)
-                self.slots.remove(slot)
+        while len(self.slots) > count:
+            failed = [slot for slot in self.slots if slot.failed_starts and not slot.is_up]
+            up = [slot for slot in self.slots if slot.is_up]
+            idle = [slot for slot in up if not slot.held and not slot.exchanges]
+            if failed:
+                ending = failed[-1]
+            elif len(up) > count and idle:
+                ending = min(idle, key=lambda slot: slot.idle_since)
+            else:
+                return
+            self._end(ending)
+            self.slots.remove(ending)
 
     def idle_for(self, now: float) -> float:
-        """Seconds for which one of the slots at least has had no work."""
-        idle = [now - slot.idle_since for slot in self.slots if not slot.held]
+        """Seconds for which one of the replicas that are up at least has had no work."""
+        idle = [now - slot.idle_since for slot in self.slots if slot.is_up and not slot.held]
         return max(idle, default=0.0)
 
     def take(self, ticket: Ticket) -> bool:
@@ -155,10 +167,12 @@ class ReplicaSet:
     def drop(self, call: Any) -> None:
         """Withdraws what replicas hold of a call that failed."""
         for slot in self.slots:
-            for name, ticket in list(slot.held.items()):
-                if ticket.call is call:
-                    self._release(slot, name)
-                    slot.cancelled.append(name)
+            names = [name for name, ticket in slot.held.items() if ticket.call is call]
+            for name in names:
+                self._release(slot, name)
+            unsent = {request.id for request in slot.outbox}
+            slot.cancelled += [name for name in names if name not in unsent]
+            slot.outbox = [request for request in slot.outbox if request.id not in names]
 
     def poll(self, timeout_s: float) -> Events:
         """Sends what is to be sent, waits for something to happen, and repairs what broke."""

@@ -8,7 +8,17 @@ from pydantic import Field, model_validator
 
 from mhc_model.policy import ActionSpace
 from mhc_model.settings import Settings
-from rl.ablate.arms import METHODS, parse_arm
+from rl.ablate.arms import (
+    CEM,
+    GRADIENT,
+    GRADIENT_CONTEXTUAL,
+    KNOWN,
+    LEARNED,
+    METHODS,
+    REINFORCE,
+    fixed_name,
+    parse_arm,
+)
 from rl.config import RLConfig
 
 
@@ -67,7 +77,8 @@ class AblateConfig(RLConfig):
     against: tuple[str, ...] = Field(
         ("learned", "best_constant"),
         min_length=1,
-        description="arms that every other arm is tested against",
+        description="arms of this ablation, g=GATE and learned included, that others are tested "
+        "against: all arms that choose against learned, PPO's arms against each of the rest",
     )
     known: str | None = Field(
         None,
@@ -102,4 +113,36 @@ class AblateConfig(RLConfig):
             raise ValueError(
                 f"the budget of {self.budget} rollouts does not cover a grid of {len(self.grid)}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_against(self) -> AblateConfig:
+        there = [LEARNED, *map(fixed_name, self.grid), *self.arms]
+        there += [KNOWN] if self.known is not None else []
+        for name in self.against:
+            if name not in there:
+                raise ValueError(
+                    f"against has {name!r}, which is no arm of this ablation; there are: "
+                    f"{', '.join(there)}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _check_steps(self) -> AblateConfig:
+        """An arm that cannot take one step would be tested as it started."""
+        gradient = ("gradient.batch", self.gradient.batch, self.gradient.budget or self.budget)
+        steps = {
+            CEM: ("search.candidates", self.search.candidates, self.budget),
+            REINFORCE: ("reinforce.batch", self.reinforce.batch, self.budget),
+            GRADIENT: gradient,
+            GRADIENT_CONTEXTUAL: gradient,
+        }
+        for arm in self.arms:
+            method, _ = parse_arm(arm, self.action_space)
+            field, least, budget = steps.get(method, ("", 0, 0))
+            if budget < least:
+                raise ValueError(
+                    f"arm {arm!r} has a budget of {budget}, less than one step of {least} "
+                    f"({field}); raise the budget, lower {field}, or leave the arm out"
+                )
         return self

@@ -85,20 +85,27 @@ def _pictures(findings: Findings) -> list[pictures.Picture]:
 
 def _fixed(findings: Findings) -> pictures.Picture:
     entries = {
-        gate: _entry(findings, fixed_name(gate)) for gate in sorted(findings.study.config.grid)
+        gate: picture_entry(findings, fixed_name(gate))
+        for gate in sorted(findings.study.config.grid)
     }
     others = {
-        name: _entry(findings, name)
+        name: picture_entry(findings, name)
         for name in findings.names
         if name == LEARNED or name.startswith("ppo")
     }
     return pictures.fixed_gates(entries, others)
 
 
-def _entry(findings: Findings, name: str) -> dict[str, object]:
-    solved = np.concatenate([result.solved for result in findings.of(name)])
+def picture_entry(findings: Findings, name: str) -> dict[str, object]:
+    """Accuracy of an arm; seeds answer the same problems, so only a single one has an interval
+    that counts answers."""
+    results = findings.of(name)
+    accuracy = float(np.mean([result.accuracy for result in results]))
+    if len(results) > 1:
+        return {"accuracy": accuracy}
+    solved = results[0].solved
     low, high = pictures.wilson_interval(int(solved.sum()), len(solved))
-    return {"accuracy": float(solved.mean()), "wilson_95": [low, high]}
+    return {"accuracy": accuracy, "wilson_95": [low, high]}
 
 
 def _tried(study: Study, arm: Arm) -> tuple[np.ndarray, np.ndarray, list[str]] | None:

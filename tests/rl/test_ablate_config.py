@@ -14,6 +14,8 @@ from rl.steerable.config import SteerableConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 VALUES = {"name": "t", "checkpoint": "none"}
+FEW = {"iterations": 1, "rollouts": 16, "envs": 16, "ppo": {"minibatch": 16}}
+FEW |= {"against": ["learned"]}
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("ablate_*.yaml")), ids=lambda path: path.stem)
@@ -46,9 +48,21 @@ def test_all_methods_and_action_spaces_are_compared_unless_told_otherwise():
         ({"seeds": [1, 1]}, "seeds has an entry twice"),
         ({"grid": [0.0, 1.5]}, r"1\.5 is outside of \[0, 1\]"),
         ({"rollouts": 100, "envs": 64}, "rollouts 100 is not a multiple"),
+        ({"against": ["best"]}, "against has 'best'.*there are: learned, g=0, g=0.25.*gradient"),
+        ({"arms": ["ppo"]}, "against has 'best_constant', which is no arm of this ablation"),
+        ({"against": ["known"]}, "against has 'known'"),
+        (FEW | {"arms": ["cem"]}, r"'cem' has a budget of 16.* 32 \(search.candidates\)"),
+        (FEW | {"arms": ["reinforce"]}, r"budget of 16.* 64 \(reinforce.batch\)"),
+        (FEW | {"arms": ["gradient:global"], "gradient": {"budget": 15}}, "budget of 15.* of 16 "),
         ({"difficulty": [0.1, 0.9]}, "difficulty is a window for PPO alone"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(fields, message):
     with pytest.raises(ConfigError, match=message):
         validate_settings(AblateConfig, VALUES | fields, "test")
+
+
+def test_arms_of_one_step_and_those_that_are_there_are_allowed():
+    arms = {"arms": ["ppo", "gradient"], "against": ["learned", "g=0.5", "ppo", "known"]}
+    config = validate_settings(AblateConfig, VALUES | FEW | arms | {"known": "known.json"}, "test")
+    assert config.budget == config.gradient.batch == 16

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from evals.statistics import holm, mcnemar_exact
+from evals.statistics import holm, mcnemar_exact, wilson_interval
 from mhc_model import ConfigError, Engine
 from rl.ablate.arms import Arm
 from rl.ablate.config import AblateConfig
 from rl.ablate.findings import Findings
 from rl.ablate.held_out import HeldOut, is_tested
-from rl.ablate.report import write_report
+from rl.ablate.report import picture_entry, write_report
 from rl.ablate.run import _claim
 from rl.ablate.study import ARM, Study
 from rl.local_pool import LocalPool
@@ -95,6 +95,12 @@ def test_an_arm_is_the_mean_of_its_seeds(findings):
     assert 0 < low < 3.5 / 8 < high
     assert entry["rollouts"] == findings.study.config.budget - 1
     assert findings.summary("learned")["rollouts"] == 0
+
+
+def test_seeds_on_the_same_problems_do_not_count_as_more_problems(findings):
+    assert picture_entry(findings, "ppo:global") == {"accuracy": pytest.approx(5.5 / 8)}
+    low, high = wilson_interval(2, 8)
+    assert picture_entry(findings, "learned") == {"accuracy": 2 / 8, "wilson_95": [low, high]}
 
 
 def test_the_bound_is_what_given_and_random_gates_solve_together(findings):

@@ -9,11 +9,15 @@ import threading
 import time
 
 import pytest
+import ray
 import torch
 
 from mhc_model import CheckpointError, Engine, EngineError, GateError, Request, SamplingParams
+from mhc_model.checkpoint import checkpoint_hash
 from rl.config import PoolSettings
 from rl.pool import ReplicaPool
+from rl.replica import pack_checkpoint
+from rl.replica_set import ReplicaSet, Ticket
 
 pytestmark = pytest.mark.ray
 
@@ -198,17 +202,63 @@ def test_the_pool_grows_while_requests_wait_and_shrinks_when_idle(ray_cluster, c
     )
     pool = ReplicaPool(checkpoint, settings)
     try:
-        while pool.counters.shrunk == 0:
-            assert len(pool.generate(make_requests(200, max_tokens=30))) == 200
+        answered: set[int] = set()
+        deadline = time.monotonic() + 120
+        while answered != {0, 1}:
+            assert time.monotonic() < deadline, "the second replica never came to work"
+            results = pool.run(make_requests(40, max_tokens=30))
+            assert len(results) == 40
+            answered |= {result.replica for result in results}
             assert len(pool.pids) <= 2
-            deadline = time.monotonic() + 2
-            # One that never came to work ends too, once it is idle.
-            while pool.counters.shrunk == 0 and time.monotonic() < deadline:
-                time.sleep(0.05)
-        assert pool.counters.grown >= 1
+            # Bursts: the first replica is idle for longer than idle_s while the second starts.
+            time.sleep(0 if pool.pids[-1] else 0.6)
+        assert (pool.counters.grown, pool.counters.shrunk) == (1, 0)
+        deadline = time.monotonic() + 20
+        while pool.counters.shrunk == 0 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert pool.counters.shrunk == 1
         assert len(pool.pids) == 1
+        assert len(pool.generate(make_requests(3, max_tokens=2))) == 3
     finally:
         pool.close()
+
+
+def test_a_pool_grows_by_the_samples_that_wait(ray_cluster, checkpoint):
+    settings = PoolSettings(
+        max_replicas=4,
+        max_batch=4,
+        grow_after_s=0.01,
+        idle_s=0.01,
+        cpus_per_replica=2.5,  # there is no place for a second one, so none is loaded
+    )
+    pool = ReplicaPool(checkpoint, settings)
+    sampling = SamplingParams(max_tokens=120, temperature=1.0, ignore_eos=True)
+    try:
+        pool.generate([Request([5, i], sampling=sampling, n=8) for i in range(2)])
+        assert pool.counters.grown == 3, "16 samples in batches of 4"
+    finally:
+        pool.close()
+
+
+def test_what_is_withdrawn_before_it_was_sent_is_not_run(ray_cluster, checkpoint):
+    settings = PoolSettings(cpus_per_replica=0.5)
+    packed = ray.put(pack_checkpoint(checkpoint))
+    replicas = ReplicaSet(packed, checkpoint_hash(checkpoint), lambda: settings)
+    unsent, sent = (Ticket(name, 0, make_requests(1)[0]) for name in ("unsent", "sent"))
+    try:
+        while not replicas.is_quiet:
+            replicas.poll(0.05)
+        assert replicas.take(unsent)
+        replicas.drop("unsent")
+        assert replicas.is_quiet
+        assert replicas.take(sent)
+        replicas.poll(0.0)
+        replicas.drop("sent")
+        assert not replicas.is_quiet, "the replica is still to be told"
+        while not replicas.is_quiet:
+            assert not replicas.poll(0.05).finished
+    finally:
+        replicas.close()
 
 
 def test_bad_requests_are_refused_and_the_pool_goes_on(pool):

@@ -26,9 +26,10 @@ from mhc_model.files import read_lines
 from mhc_model.gates import gate_names
 from mhc_model.policy import GatePolicy, PolicyConfig, expand_actions, observe_prompts
 from rl.__main__ import main
-from rl.config import RLConfig
+from rl.config import PoolSettings, RLConfig
 from rl.directory import locked_directory
 from rl.module import GateBeta
+from rl.ppo import sample_timeout_s
 from rl.run import is_complete, kept_rows, prepare_directory, run, saved_states
 from rl.sweep import summarize
 from serve.app import create_app
@@ -86,7 +87,7 @@ def test_a_replica_killed_during_a_run_loses_no_episode(survivor):
     assert [row["index"] for row in rows(survivor / "rollouts.jsonl")] == list(range(128))
     last = rows(survivor / "metrics.jsonl")[-1]
     assert last["restarted"] == 2
-    assert last["lost"] == last["dropped_runners"] == 0
+    assert last["lost"] == 0
     assert last["completed"] == last["requested"]
 
 
@@ -110,6 +111,12 @@ def test_a_resumed_run_equals_an_uninterrupted_one(arguments, tmp_path, survivor
     assert versions == [max(0, n - 2) for n in range(1, 9) for _ in range(16)], "one update behind"
     for key in ("index", "iteration", "problem", "reward"):
         assert [row[key] for row in rollouts] == [row[key] for row in whole], key
+    # An untrained model's rewards may all be 0: the answers tell. A rounding may flip one of them.
+    answers = [
+        (row["completion"], other["completion"]) for row, other in zip(rollouts, whole, strict=True)
+    ]
+    assert len(set(answers)) > 64, "answers differ from each other"
+    assert sum(own == other for own, other in answers) >= 0.95 * len(answers)
     # Not bitwise: what a matrix product rounds to depends on where its operands lie in memory.
     gates = torch.tensor([row["gates"] for row in rollouts])
     expected = torch.tensor([row["gates"] for row in whole])
@@ -234,6 +241,11 @@ def test_a_run_without_its_summary_is_not_complete(tmp_path):
     (tmp_path / "summary.json").write_text('{"rollouts": 32}')
     assert is_complete(tmp_path, config, state)
     assert not is_complete(tmp_path, config, {"iteration": 1, "position": 32})
+
+
+def test_rllib_waits_longer_than_a_call_that_fails_every_time():
+    pool = PoolSettings(max_attempts=3, deadline_s=20.0, start_deadline_s=5.0)
+    assert sample_timeout_s(pool) >= 3 * (20.0 + 5.0)
 
 
 def wait_for_replica(run: subprocess.Popen, rollouts: Path, count: int) -> psutil.Process:
