@@ -7,7 +7,6 @@ refused, saying what differs.
 from __future__ import annotations
 
 import itertools
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,8 @@ from evals.statistics import (
     minimal_detectable_effect,
     paired_bootstrap,
 )
-from mhc_model.errors import ConfigError, MHCError
+from mhc_model.command import reports_errors
+from mhc_model.errors import ConfigError
 from mhc_model.settings import Settings, parse_command_line
 
 # What must agree between runs, and how a disagreement is put.
@@ -122,16 +122,13 @@ LEGEND = (
 )
 
 
+@reports_errors
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0, or 2 after an error that the user can mend."""
-    try:
-        settings = parse_command_line(
-            CompareSettings, "evals.compare", "Compares results of python -m evals.", argv
-        )
-        found = compare(settings.results, settings.labels, settings.resamples, settings.seed)
-    except MHCError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    settings = parse_command_line(
+        CompareSettings, "evals.compare", "Compares results of python -m evals.", argv
+    )
+    found = compare(settings.results, settings.labels, settings.resamples, settings.seed)
     print(found.text())
     return 0
 

@@ -11,7 +11,6 @@ harness's own command line the model is there after `import evals.harness`.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -37,8 +36,9 @@ from evals.likelihood import Pair, encode_pair, likelihood_request, read_likelih
 from evals.rows import read_file, split_file
 from evals.settings import SCORED
 from mhc_model.checkpoint import find_checkpoint
+from mhc_model.command import reports_errors
 from mhc_model.engine import Engine
-from mhc_model.errors import ConfigError, EngineError, MHCError
+from mhc_model.errors import ConfigError, EngineError
 from mhc_model.files import replace_text
 from mhc_model.request import Completion, Request, SamplingParams
 from mhc_model.settings import Settings, parse_command_line
@@ -301,25 +301,22 @@ def _hf_arguments(settings: HarnessSettings) -> dict[str, Any]:
     }
 
 
+@reports_errors
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0, 1 where samples disagree, or 2 after an error of the user's."""
-    try:
-        settings = parse_command_line(
-            HarnessSettings, "evals.harness", "lm-evaluation-harness on our checkpoints.", argv
-        )
-        results = run(settings)
-        if settings.out is not None:
-            replace_text(Path(settings.out), json.dumps(results, default=str) + "\n")
-        for task, scores in results["results"].items():
-            print(task, json.dumps({k: v for k, v in scores.items() if isinstance(v, float)}))
-        if settings.agree is None:
-            return 0
-        found = agreement(
-            results, Path(settings.agree), [task for task in settings.tasks if task in SCORED]
-        )
-    except MHCError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    settings = parse_command_line(
+        HarnessSettings, "evals.harness", "lm-evaluation-harness on our checkpoints.", argv
+    )
+    results = run(settings)
+    if settings.out is not None:
+        replace_text(Path(settings.out), json.dumps(results, default=str) + "\n")
+    for task, scores in results["results"].items():
+        print(task, json.dumps({k: v for k, v in scores.items() if isinstance(v, float)}))
+    if settings.agree is None:
+        return 0
+    found = agreement(
+        results, Path(settings.agree), [task for task in settings.tasks if task in SCORED]
+    )
     for task in found:
         print(task.line())
     return 0 if all(task.agrees for task in found) else 1

@@ -19,8 +19,9 @@ from typing import Any
 import torch
 from pydantic import Field
 
+from mhc_model.command import reports_errors
 from mhc_model.engine import Engine
-from mhc_model.errors import EngineError, MHCError
+from mhc_model.errors import EngineError
 from mhc_model.request import Request, SamplingParams
 from mhc_model.settings import Settings, parse_command_line
 
@@ -52,16 +53,13 @@ def measure_memory(settings: MemorySettings) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@reports_errors
 def main(argv: Sequence[str] | None = None) -> int:
     """Measures and prints one line of JSON."""
-    try:
-        settings = parse_command_line(
-            MemorySettings, "evals.memory", "Measures the peak memory of generation.", argv
-        )
-        print(json.dumps(_measure(settings)))
-    except MHCError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    settings = parse_command_line(
+        MemorySettings, "evals.memory", "Measures the peak memory of generation.", argv
+    )
+    print(json.dumps(_measure(settings)))
     return 0
 
 

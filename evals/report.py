@@ -9,7 +9,6 @@ python -m evals.report runs/demo --out runs/demo/report
 from __future__ import annotations
 
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,8 @@ from evals.report_pictures import fixed_gate_picture, routing_section, tuning_se
 from evals.report_words import draft, limits
 from evals.results import accuracies, latency_table, memory_table, percent
 from evals.settings import BPB, LATENCY, MEMORY, EvalSettings
-from mhc_model.errors import ConfigError, MHCError
+from mhc_model.command import reports_errors
+from mhc_model.errors import ConfigError
 from mhc_model.files import replace_text
 from mhc_model.settings import Settings, parse_command_line
 
@@ -59,16 +59,11 @@ class ReportSettings(Settings):
     ascii: bool = Field(False, description="print the pictures as characters, too")
 
 
+@reports_errors
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0, or 2 after an error that the user can mend."""
-    try:
-        settings = parse_command_line(
-            ReportSettings, "evals.report", "Writes a report of runs.", argv
-        )
-        document = make_report(settings)
-    except MHCError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    settings = parse_command_line(ReportSettings, "evals.report", "Writes a report of runs.", argv)
+    document = make_report(settings)
     print(f"{Path(settings.out) / HTML}\n{Path(settings.out) / MARKDOWN}")
     print(f"{len(document.pictures)} pictures in {Path(settings.out) / PICTURES}")
     if settings.ascii:

@@ -27,27 +27,25 @@ from evals.sinkhorn_knob import projection_errors, with_iterations
 from evals.store import SampleStore
 from evals.text_plan import TextPlan
 from mhc_model.checkpoint import load_checkpoint
+from mhc_model.command import reports_errors
 from mhc_model.engine import Engine
-from mhc_model.errors import CheckpointError, MHCError
+from mhc_model.errors import CheckpointError
 from mhc_model.settings import parse_command_line
 
 # Settings that change how fast samples come, or where they go, but not what they are.
 FREE = {"out", "max_batch", "replicas", "ray", "device", "latency", "against", "checkpoint"}
 
 
+@reports_errors
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0, or 2 after an error that the user can mend."""
-    try:
-        settings = parse_command_line(
-            EvalSettings,
-            "evals",
-            "Evaluates a checkpoint: GSM8K, HellaSwag, ARC-Easy, text, latency, memory.",
-            argv,
-        )
-        results = run(settings)
-    except MHCError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    settings = parse_command_line(
+        EvalSettings,
+        "evals",
+        "Evaluates a checkpoint: GSM8K, HellaSwag, ARC-Easy, text, latency, memory.",
+        argv,
+    )
+    results = run(settings)
     print(f"\ngates: {results['gates']['description']}\n")
     print(results_table(results))
     print(f"\nresults: {Path(settings.out) / RESULTS}")

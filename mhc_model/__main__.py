@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from mhc_model.errors import MHCError
+from mhc_model.command import reports_errors
 
 # Command -> its module and what it does. Modules are imported only when they are called.
 COMMANDS = {
@@ -23,6 +23,7 @@ COMMANDS = {
 }
 
 
+@reports_errors
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns its exit status, 2 for a user's error."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -33,11 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"error: unknown command {name!r}\n{usage()}", file=sys.stderr)
         return 2
-    try:
-        status: int = import_module(COMMANDS[name][0]).main(arguments[1:])
-    except MHCError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    status: int = import_module(COMMANDS[name][0]).main(arguments[1:])
     return status
 
 

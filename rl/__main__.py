@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
-from mhc_model.errors import MHCError
+from mhc_model.command import reports_errors
 from mhc_model.settings import parse_command_line
 from rl.config import RLConfig
 
 
+@reports_errors
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0, or 2 after an error that the user can mend."""
-    try:
-        description = "Tunes the gates of a frozen mHC model with PPO on problems."
-        config = parse_command_line(RLConfig, "python -m rl", description, argv)
-        # Ray reads the authentication mode while it is imported, so this comes first; and --help
-        # and mistyped flags need not wait for the import.
-        ray_arguments = config.ray.init_arguments()
-        from rl.run import run
+    description = "Tunes the gates of a frozen mHC model with PPO on problems."
+    config = parse_command_line(RLConfig, "python -m rl", description, argv)
+    # Ray reads the authentication mode while it is imported, so this comes first; and --help
+    # and mistyped flags need not wait for the import.
+    ray_arguments = config.ray.init_arguments()
+    from rl.run import run
 
-        run(config, ray_arguments)
-    except MHCError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    run(config, ray_arguments)
     return 0
 
 

@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mhc_model.checkpoint import checkpoint_hash, find_checkpoint
+from mhc_model.command import reports_errors
 from mhc_model.engines import check_engine
-from mhc_model.errors import ConfigError, MHCError
+from mhc_model.errors import ConfigError
 from mhc_model.policy import GatePolicy
 from mhc_model.settings import parse_command_line
 from mhc_model.tokenizer import FAST_FILE
@@ -26,21 +27,18 @@ from serve.service import check_policy
 from serve.settings import ServeSettings
 
 
+@reports_errors
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    try:
-        settings = parse_command_line(ServeSettings, "python -m serve", __doc__ or "", argv)
-        settings = check_settings(settings)
-        # Ray reads the authentication mode while it is imported, so this comes first.
-        ray_arguments = settings.ray.init_arguments()
-        # Of its own accord Ray's driver drops lines that look alike, and those of a log do.
-        os.environ.setdefault("RAY_DEDUP_LOGS", "0")
-        from serve.launch import launch
+    settings = parse_command_line(ServeSettings, "python -m serve", __doc__ or "", argv)
+    settings = check_settings(settings)
+    # Ray reads the authentication mode while it is imported, so this comes first.
+    ray_arguments = settings.ray.init_arguments()
+    # Of its own accord Ray's driver drops lines that look alike, and those of a log do.
+    os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+    from serve.launch import launch
 
-        launch(settings, ray_arguments)
-    except MHCError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    launch(settings, ray_arguments)
     return 0
 
 

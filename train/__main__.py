@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from mhc_model.errors import MHCError
+from mhc_model.command import reports_errors
 from mhc_model.settings import parse_command_line
 from train.config import TrainConfig
 from train.estimate import estimate
@@ -19,19 +19,16 @@ def summary(config: TrainConfig) -> str:
     return "\n# ".join(estimate(config).lines())
 
 
+@reports_errors
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    try:
-        config = parse_command_line(TrainConfig, "python -m train", __doc__ or "", argv, summary)
-        # Ray reads the authentication mode while it is imported, so this comes first. And --help,
-        # --dry-run and configuration errors need not wait for the import.
-        ray_arguments = config.ray.init_arguments()
-        from train.launch import launch
+    config = parse_command_line(TrainConfig, "python -m train", __doc__ or "", argv, summary)
+    # Ray reads the authentication mode while it is imported, so this comes first. And --help,
+    # --dry-run and configuration errors need not wait for the import.
+    ray_arguments = config.ray.init_arguments()
+    from train.launch import launch
 
-        launch(config, ray_arguments)
-    except MHCError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    launch(config, ray_arguments)
     return 0
 
 

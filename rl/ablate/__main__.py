@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
-from mhc_model.errors import MHCError
+from mhc_model.command import reports_errors
 from mhc_model.settings import parse_command_line
 from rl.ablate.config import AblateConfig
 
 
+@reports_errors
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0, or 2 after an error that the user can mend."""
-    try:
-        description = "Compares ways to choose gates on held-out problems, under one budget."
-        config = parse_command_line(AblateConfig, "python -m rl.ablate", description, argv)
-        # Ray reads the authentication mode while it is imported: this comes first.
-        ray_arguments = config.ray.init_arguments()
-        from rl.ablate.run import run_ablation
+    description = "Compares ways to choose gates on held-out problems, under one budget."
+    config = parse_command_line(AblateConfig, "python -m rl.ablate", description, argv)
+    # Ray reads the authentication mode while it is imported: this comes first.
+    ray_arguments = config.ray.init_arguments()
+    from rl.ablate.run import run_ablation
 
-        run_ablation(config, ray_arguments)
-    except MHCError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    run_ablation(config, ray_arguments)
     return 0
 
 

@@ -8,24 +8,21 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from mhc_model.errors import MHCError
+from mhc_model.command import reports_errors
 from mhc_model.settings import parse_command_line
 from train.prepare.config import PrepareConfig
 
 
+@reports_errors
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    try:
-        config = parse_command_line(PrepareConfig, "python -m train.prepare", __doc__ or "", argv)
-        # Before Ray is imported, as `init_arguments` asks.
-        ray_arguments = config.ray.init_arguments()
-        from train.prepare.on_ray import RayTasks
-        from train.prepare.run import prepare
+    config = parse_command_line(PrepareConfig, "python -m train.prepare", __doc__ or "", argv)
+    # Before Ray is imported, as `init_arguments` asks.
+    ray_arguments = config.ray.init_arguments()
+    from train.prepare.on_ray import RayTasks
+    from train.prepare.run import prepare
 
-        prepare(config, RayTasks(config, ray_arguments))
-    except MHCError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    prepare(config, RayTasks(config, ray_arguments))
     return 0
 
 
