@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from evals.items import Row
+from evals.lock import lock_directory
 from mhc_model.errors import ConfigError, DataError
 from mhc_model.files import replace_bytes, replace_text, split_lines
 
@@ -41,12 +41,9 @@ class SampleStore:
         elif (directory / SAMPLES).exists():
             raise ConfigError(f"{directory} has {SAMPLES} but no {RUN}; give another directory")
         directory.mkdir(parents=True, exist_ok=True)
-        self._lock = os.open(directory, os.O_RDONLY)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(self._lock)
-            raise ConfigError(f"another process is writing to {directory}") from None
+        self._lock = lock_directory(directory)
+        if self._lock is None:
+            raise ConfigError(f"another process is writing to {directory}")
         kept = self._read()
         replace_text(path, json.dumps(self._identity, indent=2, ensure_ascii=False) + "\n")
         replace_bytes(directory / SAMPLES, kept)

@@ -31,6 +31,7 @@ from safetensors.torch import load_file, save_file
 from mhc_model.config import ModelConfig
 from mhc_model.decoder import Decoder, quiet_about_mixing
 from mhc_model.errors import CheckpointError
+from mhc_model.files import file_sha256
 from mhc_model.remote_code import REMOTE_CODE, config_entries
 from mhc_model.settings import validate_settings
 from mhc_model.tokenizer import CONFIG_FILE as TOKENIZER_CONFIG
@@ -117,7 +118,7 @@ def _write_files(
     }
     save_file(weights, staging / WEIGHTS, metadata={"format": "pt"})
     files = {
-        path.name: {"size": path.stat().st_size, "sha256": _sha256(path)}
+        path.name: {"size": path.stat().st_size, "sha256": file_sha256(path)}
         for path in sorted(staging.iterdir())
     }
     content_hash = _content_hash(files)
@@ -305,7 +306,7 @@ def verified_manifest(directory: Path) -> dict[str, Any]:
     """
     manifest = _read_manifest(directory)
     for name, entry in manifest["files"].items():
-        if _sha256(directory / name) != entry["sha256"]:
+        if file_sha256(directory / name) != entry["sha256"]:
             raise CheckpointError(
                 f"{directory / name} was altered: its sha256 is not the manifest's"
             )
@@ -339,11 +340,6 @@ def _content_hash(files: Mapping[str, Mapping[str, Any]]) -> str:
     names = HASHED if RANKS_FILE in files else (*HASHED, FAST_FILE)
     lines = [f"{name} {files[name]['sha256']}\n" for name in names if name in files]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read_json(path: Path) -> dict[str, Any]:

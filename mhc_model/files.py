@@ -1,8 +1,11 @@
-"""Files: written whole or not at all, and files of one JSON value a line."""
+"""Files: written whole or not at all, files of one JSON value a line, their hashes."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
+from typing import Any
 
 
 def replace_text(path: Path, text: str) -> None:
@@ -15,6 +18,17 @@ def replace_bytes(path: Path, content: bytes) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_bytes(content)
     temporary.replace(path)
+
+
+def replace_json(path: Path, value: Any) -> None:
+    """As `replace_text`, with a value as indented JSON."""
+    replace_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def file_sha256(path: Path) -> str:
+    """Of the content, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_lines(path: Path) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from evals.lock import lock_directory
 from mhc_model.errors import ConfigError
 from mhc_model.settings import Settings, dump_settings, validate_settings
 
@@ -25,14 +25,12 @@ def locked_directory(directory: Path) -> Iterator[None]:
         ConfigError: if another process is in it.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    lock = os.open(directory, os.O_RDONLY)
+    lock = lock_directory(directory)
+    if lock is None:
+        raise ConfigError(
+            f"another process is writing to {directory}; wait for it, or give another name"
+        )
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ConfigError(
-                f"another process is writing to {directory}; wait for it, or give another name"
-            ) from None
         yield
     finally:
         os.close(lock)

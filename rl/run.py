@@ -27,7 +27,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from evals.problem import Problem
 from mhc_model.errors import DataError
-from mhc_model.files import read_lines, replace_text
+from mhc_model.files import read_lines, replace_json, replace_text
 from mhc_model.policy import GatePolicy, PolicyConfig
 from rl.config import RLConfig
 from rl.difficulty import choose_problems
@@ -181,7 +181,7 @@ def load_or_sweep(
     outcomes = sweep_gates(asker, sample, policy.n_layers, config.sweep)
     summary = summarize(outcomes)
     facts = {"checkpoint": policy.checkpoint_hash, "problems": problems}
-    write_json(path, {**facts, "summary": summary, "outcomes": outcomes})
+    replace_json(path, {**facts, "summary": summary, "outcomes": outcomes})
     print("fixed gates on training problems, accuracy [Wilson 95 %]:")
     print("\n".join(summary_lines(summary)), flush=True)
     return outcomes
@@ -230,7 +230,7 @@ def save(config: RLConfig, directory: Path, algorithm: GatePPO, state: dict[str,
     shutil.rmtree(target, ignore_errors=True)
 
     def write(staging: Path) -> None:
-        write_json(staging / "state.json", state)
+        replace_json(staging / "state.json", state)
         if config.asynchronous:
             save_file(algorithm.sampler.acting_weights(), staging / ACTING)
 
@@ -264,7 +264,7 @@ def finish(
     """Writes summary.json and says how it went."""
     summary = summarize(outcomes)
     counters = pool.describe()
-    write_json(
+    replace_json(
         directory / "summary.json",
         {
             "summary": summary,
@@ -284,7 +284,3 @@ def finish(
         f"policy in {directory / 'policy'}",
         flush=True,
     )
-
-
-def write_json(path: Path, value: Any) -> None:
-    replace_text(path, json.dumps(value, indent=2) + "\n")

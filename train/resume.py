@@ -7,7 +7,6 @@ functions of (seed, step).
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +18,7 @@ from torch import Tensor
 from mhc_model.checkpoint import MANIFEST, Checkpoint, load_checkpoint, save_checkpoint
 from mhc_model.decoder import Decoder
 from mhc_model.errors import CheckpointError
+from mhc_model.files import file_sha256
 from mhc_model.tokenizer import Tokenizer
 from train.metrics import read_rows
 from train.run_directory import RunDirectory, step_name
@@ -55,7 +55,7 @@ def save_step(
         "format": FORMAT,
         "step": step,
         "model": content_hash,
-        "sha256": _sha256(trainer / "state.safetensors"),
+        "sha256": file_sha256(trainer / "state.safetensors"),
     }
     (trainer / "state.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
 
@@ -75,7 +75,7 @@ def load_step(directory: Path) -> Resume:
     trainer = directory / "trainer"
     try:
         state = json.loads((trainer / "state.json").read_text(encoding="utf-8"))
-        expected = (FORMAT, checkpoint.content_hash, _sha256(trainer / "state.safetensors"))
+        expected = (FORMAT, checkpoint.content_hash, file_sha256(trainer / "state.safetensors"))
         found = (state["format"], state["model"], state["sha256"])
         tensors = load_file(trainer / "state.safetensors")
         step = int(state["step"])
@@ -122,8 +122,3 @@ def find_resume(run: RunDirectory) -> Resume | None:
 def _is_first_save(run: RunDirectory, steps: list[int]) -> bool:
     """Whether the run was killed before its first checkpoint was whole: no step came after it."""
     return len(steps) == 1 and all(row["step"] <= steps[0] for row in read_rows(run))
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -11,11 +11,11 @@ import numpy as np
 from evals import pictures
 from evals.compare import LEGEND
 from evals.document import Document
-from mhc_model.files import read_lines, replace_text
+from mhc_model.files import read_lines, replace_json, replace_text
 from mhc_model.gates import SUBLAYERS, gate_names
 from rl.ablate.arms import LEARNED, Arm, fixed_name
 from rl.ablate.findings import Findings
-from rl.ablate.study import Study, write_json
+from rl.ablate.study import Study
 
 RESULTS, REPORT = "results.json", "ablation"
 
@@ -23,7 +23,7 @@ RESULTS, REPORT = "results.json", "ablation"
 def write_report(findings: Findings) -> Path:
     """Writes everything beside the arms; gives the path of the Markdown file."""
     study = findings.study
-    write_json(study.directory / RESULTS, findings.as_json())
+    replace_json(study.directory / RESULTS, findings.as_json())
     document = Document(f"Gates of {study.config.name}", study.directory / "pictures")
     config = study.config
     document.paragraph(

@@ -15,12 +15,13 @@ from typing import Any
 
 import ray
 
+from mhc_model.files import replace_json
 from rl.ablate.arms import GRADIENT, GRADIENT_CONTEXTUAL, PPO, Arm
 from rl.ablate.config import AblateConfig
 from rl.ablate.findings import Findings
 from rl.ablate.held_out import HeldOut, evaluate, is_tested
 from rl.ablate.report import write_report
-from rl.ablate.study import Study, write_json
+from rl.ablate.study import Study
 from rl.directory import check_directory, check_same, locked_directory, save_config
 from rl.pool import ReplicaPool
 from rl.rollouts import Asker
@@ -103,7 +104,7 @@ def _claim(study: Study) -> None:
         now = {"checkpoint": content_hash, "problems": problems}
         check_same(before, now, ("checkpoint", "problems"), what)
     save_config(study.directory, study.config)
-    write_json(named, {"content_hash": content_hash, "problems": problems})
+    replace_json(named, {"content_hash": content_hash, "problems": problems})
 
 
 def _learn(study: Study, arm: Arm, arms: list[Arm], ray_arguments: Mapping[str, Any]) -> None:

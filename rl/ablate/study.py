@@ -17,7 +17,7 @@ from evals.problem import Problem
 from evals.tasks import load_problems
 from mhc_model.checkpoint import Checkpoint
 from mhc_model.errors import DataError
-from mhc_model.files import read_lines, replace_text
+from mhc_model.files import read_lines, replace_json
 from mhc_model.gates import expand_gates
 from mhc_model.policy import GatePolicy, PolicyConfig, expand_actions
 from rl.ablate.arms import (
@@ -124,9 +124,9 @@ class Study:
         if isinstance(found, GatePolicy):
             found.save(path / POLICY)
         else:
-            write_json(path / GATES, expand_actions(found[None], self.policy(arm))[0].tolist())
+            replace_json(path / GATES, expand_actions(found[None], self.policy(arm))[0].tolist())
         seconds = round(time.perf_counter() - started, 1)
-        write_json(path / ARM, {"arm": arm.name, "seed": arm.seed, "seconds": seconds, **facts})
+        replace_json(path / ARM, {"arm": arm.name, "seed": arm.seed, "seconds": seconds, **facts})
 
     def policy(self, arm: Arm) -> PolicyConfig:
         """What the arm sets."""
@@ -253,7 +253,3 @@ def _read_known(path: str | None, problems: Sequence[Problem], n_layers: int) ->
         raise DataError(f"known gates {path} cannot be read: {error}") from None
     except KeyError as error:
         raise DataError(f"known gates {path} lack the held-out problem {error}") from None
-
-
-def write_json(path: Path, value: Any) -> None:
-    replace_text(path, json.dumps(value, indent=2) + "\n")

@@ -18,13 +18,12 @@ from evals.results import markdown
 from evals.statistics import mcnemar_exact
 from mhc_model.checkpoint import load_checkpoint, save_checkpoint
 from mhc_model.errors import ConfigError
-from mhc_model.files import replace_text
+from mhc_model.files import replace_json, replace_text
 from rl.ablate.arms import CONSTANT, KNOWN, LEARNED, PPO
 from rl.ablate.config import AblateConfig
 from rl.ablate.findings import Findings
 from rl.ablate.held_out import HeldOut
 from rl.ablate.run import run_ablation
-from rl.ablate.study import write_json
 from rl.directory import check_directory, locked_directory, save_config
 from rl.steerable.config import SteerableConfig, Variant
 from rl.steerable.task import all_problems, kind_of, right_gates, with_digit
@@ -88,7 +87,7 @@ def _prove(
         ablation = _ablation(config, name, directory / "ablations", checkpoint, sources[name])
         findings = run_ablation(ablation, ray_arguments)
         checks += check(name, variant, findings, config)
-    write_json(directory / "proof.json", [entry._asdict() for entry in checks])
+    replace_json(directory / "proof.json", [entry._asdict() for entry in checks])
     text = proof_table(checks)
     replace_text(directory / "proof.md", f"{text}\n")
     print(f"\n{text}\n\n{sum(entry.holds for entry in checks)} of {len(checks)} hold", flush=True)
@@ -231,4 +230,4 @@ def _write_problems(
         ]
         for number, problem in enumerate(held_out)
     }
-    write_json(directory / "right_gates.json", gates)
+    replace_json(directory / "right_gates.json", gates)
