@@ -99,13 +99,8 @@ class Comparison:
     def values_table(self) -> str:
         return markdown(["", *self.labels], self.rows)
 
-    def tests_rows(self) -> tuple[list[str], list[list[str]]]:
-        """Header and a row a test; differences in percentage points, or bits per byte."""
-        header = ["metric", "runs", "difference [95 %]", "won, lost", "p", "p, Holm", "detectable"]
-        return header, [_test_row(test) for test in self.tests]
-
     def tests_table(self) -> str:
-        return markdown(*self.tests_rows())
+        return markdown(*tests_rows(self.tests))
 
     def text(self) -> str:
         parts = [self.values_table()]
@@ -120,6 +115,12 @@ LEGEND = (
     "Detectable: the smallest difference found with probability 0.8 at this number of discordant "
     "problems."
 )
+
+
+def tests_rows(tests: Sequence[Test]) -> tuple[list[str], list[list[str]]]:
+    """Header and a row a test; differences in percentage points, or bits per byte."""
+    header = ["metric", "runs", "difference [95 %]", "won, lost", "p", "p, Holm", "detectable"]
+    return header, [_test_row(test) for test in tests]
 
 
 @reports_errors

@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import Field
 from tyro.conf import Positional
 
-from evals.compare import LEGEND, Comparison, compare
+from evals.compare import LEGEND, Comparison, compare, tests_rows
 from evals.document import Document
 from evals.pictures import training_curves
 from evals.report_data import LEARNED_GATES, PLAIN, RL_GATES, Evaluation, Runs, find_runs
@@ -180,7 +180,7 @@ def _tests(document: Document, comparison: Comparison | None, refusal: str) -> N
     if not comparison.tests:
         document.paragraph("There is one evaluation: nothing to test.")
         return
-    header, rows = comparison.tests_rows()
+    header, rows = tests_rows(comparison.tests)
     document.table(header, rows)
     document.paragraph(LEGEND)
     for note in comparison.unpaired:

@@ -2,9 +2,8 @@
 
 Asynchronous: while the learner works on the rollouts of iteration i, those of iteration i + 1 are
 made, under the policy that iteration i began with. So the replicas work while the learner does, and
-a policy is one update older than its successor expects. PPO's ratio takes the probabilities that
-the acting policy gave, so the update stays right; the lag is always one, so the run stays
-reproducible.
+a policy is one update older than its successor expects; an importance weight makes up for it
+(rl/learner.py). The lag is always one, so the run stays reproducible.
 """
 
 from __future__ import annotations

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from evals.compare import LEGEND, Comparison, Test, accuracy_test, corrected
+from evals.compare import LEGEND, Test, accuracy_test, corrected, tests_rows
 from evals.results import markdown, percent
 from evals.statistics import accuracy_entry, paired_bootstrap
 from rl.ablate.arms import KNOWN, LEARNED, PPO, RANDOM
@@ -45,6 +46,11 @@ class Findings:
         solved = int(np.any(tried, axis=0).sum())
         return {**accuracy_entry(solved, len(tried[0])), "vectors": len(tried)}
 
+    @cached_property
+    def summaries(self) -> dict[str, dict[str, Any]]:
+        """Every arm's `summary`: its bootstrap is drawn once for all tables."""
+        return {name: self.summary(name) for name in self.names}
+
     def summary(self, name: str) -> dict[str, Any]:
         """An arm over its seeds; the difference is to the learned gates, paired by problem."""
         results = self.of(name)
@@ -71,7 +77,7 @@ class Findings:
             "data": config.data,
             "n": len(self.study.held_out),
             "budget": config.budget,
-            "arms": {name: self.summary(name) for name in self.names},
+            "arms": self.summaries,
             "runs": [
                 {
                     "arm": result.arm.name,
@@ -90,8 +96,7 @@ class Findings:
         """Header and a row an arm."""
         header = ["gates", "rollouts", "accuracy", "by seed", "minus learned [95 %]"]
         rows = []
-        for name in self.names:
-            entry = self.summary(name)
+        for name, entry in self.summaries.items():
             low, high = entry["difference_95"]
             rows.append(
                 [
@@ -111,13 +116,9 @@ class Findings:
     def arms_markdown(self) -> str:
         return markdown(*self.arms_table())
 
-    def tests_rows(self) -> tuple[list[str], list[list[str]]]:
-        """Header and a row a test."""
-        return Comparison([], [], [], self.tests, []).tests_rows()
-
     def text(self) -> str:
         """Both tables."""
-        return "\n\n".join([self.arms_markdown(), markdown(*self.tests_rows()), LEGEND])
+        return "\n\n".join([self.arms_markdown(), markdown(*tests_rows(self.tests)), LEGEND])
 
     def _accuracy_words(self, name: str, entry: dict[str, Any]) -> str:
         results = self.of(name)

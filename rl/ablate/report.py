@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from evals import pictures
-from evals.compare import LEGEND
+from evals.compare import LEGEND, tests_rows
 from evals.document import Document
 from mhc_model.files import read_lines, replace_json, replace_text
 from mhc_model.gates import SUBLAYERS, gate_names
@@ -36,7 +36,7 @@ def write_report(findings: Findings) -> Path:
     document.heading("Accuracy")
     document.table(*findings.arms_table())
     document.heading("Tests")
-    document.table(*findings.tests_rows())
+    document.table(*tests_rows(findings.tests))
     document.paragraph(LEGEND)
     document.heading("Gates")
     for picture in _pictures(findings):
