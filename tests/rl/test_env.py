@@ -126,6 +126,21 @@ def test_several_answers_to_a_problem_make_a_reward_between_0_and_1(asker):
     assert len({real[0].completion, *real[0].others}) == 4, "seeds differ"
 
 
+@pytest.mark.parametrize(
+    ("space", "action", "gates"),
+    [
+        ("global", [0.25], (0.25, 0.25, 0.25, 0.25)),
+        ("per_layer", [0.25, 0.75], (0.25, 0.25, 0.75, 0.75)),
+        ("per_sublayer", [0.0, 0.25, 0.75, 1.0], (0.0, 0.25, 0.75, 1.0)),
+    ],
+)
+def test_a_configured_action_space_decides_what_an_action_sets(checkpoint, space, action, gates):
+    env = GSM8KGateEnv.from_checkpoint(checkpoint, problems=2, max_tokens=2, action_space=space)
+    assert env.action_space.shape == (len(action),)
+    env.reset()
+    assert env.step(np.array(action, dtype=np.float32))[-1]["gates"] == gates
+
+
 def test_the_single_environment_passes_gymnasiums_checker(checkpoint, recwarn):
     env = GSM8KGateEnv.from_checkpoint(checkpoint, problems=12, max_tokens=6, action_space="global")
     check_env(env, skip_render_check=True)
