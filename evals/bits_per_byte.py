@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from evals.gate_rows import gate_rows
-from mhc_model.decoder import Decoder
+from mhc_model.decoder.decoder import Decoder
 from mhc_model.errors import DataError
 from mhc_model.gates import GateValues
-from mhc_model.tokenizer import Tokenizer
+from mhc_model.tokenizer.base import Tokenizer
 
 # Positions whose logits exist at once: with 50,257 tokens these are 200 MB in float32.
 LOGIT_POSITIONS = 1024

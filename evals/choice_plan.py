@@ -18,9 +18,9 @@ from evals.multiple_choice import (
     score_choices,
 )
 from evals.statistics import accuracy_entry
-from mhc_model.engine import Engine
+from mhc_model.engine.engine import Engine
+from mhc_model.engine.request import Completion, Request
 from mhc_model.gates import GateValues
-from mhc_model.request import Completion, Request
 
 METRICS = ("acc", "acc_norm")
 

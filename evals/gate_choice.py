@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from evals.gate_rows import gate_rows
-from mhc_model.engine import Engine
+from mhc_model.engine.engine import Engine
 from mhc_model.errors import GateError
 from mhc_model.gates import GateValues
 from mhc_model.policy import GatePolicy

@@ -20,11 +20,11 @@ from evals.tasks import (
     prompt,
     score,
 )
-from mhc_model.engine import Engine
+from mhc_model.engine.engine import Engine
+from mhc_model.engine.request import Completion, Request, SamplingParams
 from mhc_model.errors import EngineError
 from mhc_model.gates import GateValues
-from mhc_model.request import Completion, Request, SamplingParams
-from mhc_model.tokenizer import Tokenizer
+from mhc_model.tokenizer.base import Tokenizer
 
 EXTRACTIONS = ("strict", "flexible")
 MAX_TOKENS = 256  # lm-evaluation-harness's default; its gsm8k task sets none

@@ -35,12 +35,12 @@ from evals.items import Item, run_items
 from evals.likelihood import Pair, encode_pair, likelihood_request, read_likelihood
 from evals.rows import read_file, split_file
 from evals.settings import SCORED
-from mhc_model.checkpoint import find_checkpoint
+from mhc_model.checkpoint.directory import find_checkpoint
 from mhc_model.command import reports_errors
-from mhc_model.engine import Engine
+from mhc_model.engine.engine import Engine
+from mhc_model.engine.request import Completion, Request, SamplingParams
 from mhc_model.errors import ConfigError, EngineError
 from mhc_model.files import replace_text
-from mhc_model.request import Completion, Request, SamplingParams
 from mhc_model.settings import Settings, parse_command_line
 
 

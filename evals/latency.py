@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from mhc_model.decoder import Decoder
-from mhc_model.engine import Engine
+from mhc_model.decoder.decoder import Decoder
+from mhc_model.engine.engine import Engine
+from mhc_model.engine.request import Request, SamplingParams
 from mhc_model.errors import ConfigError
-from mhc_model.request import Request, SamplingParams
 
 UNTIMED = 1  # repeats before the timed ones: they allocate
 

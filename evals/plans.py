@@ -19,7 +19,7 @@ from evals.settings import BPB, N_SHOT, EvalSettings
 from evals.sources import BUILTIN, load_problems, read_problems
 from evals.tasks import document
 from evals.text_plan import TextPlan, text_plan
-from mhc_model.engine import Engine
+from mhc_model.engine.engine import Engine
 from mhc_model.errors import ConfigError, DataError
 
 HUB = "hub"

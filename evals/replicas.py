@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from evals.items import Item, run_items
-from mhc_model.engine import Engine
+from mhc_model.engine.engine import Engine
+from mhc_model.engine.request import Completion, Request
 from mhc_model.errors import EngineError
-from mhc_model.request import Completion, Request
 from mhc_model.settings import RaySettings
 
 

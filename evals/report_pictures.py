@@ -17,9 +17,9 @@ from evals.report_data import LEARNED_GATES, RL_GATES, Evaluation, Runs
 from evals.results import accuracies, read_samples
 from evals.settings import SCORED
 from evals.token_kinds import mixing_by_kind
-from mhc_model.checkpoint import load_checkpoint
+from mhc_model.checkpoint.directory import load_checkpoint
 from mhc_model.gates import gate_names
-from mhc_model.routing import SublayerRouting, watch_routing
+from mhc_model.routing.figures import SublayerRouting, watch_routing
 
 
 @dataclass(frozen=True)

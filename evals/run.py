@@ -26,9 +26,9 @@ from evals.settings import LATENCY, MEMORY, SCORED, SINKHORN, EvalSettings
 from evals.sinkhorn_knob import projection_errors, with_iterations
 from evals.store import SampleStore
 from evals.text_plan import TextPlan
-from mhc_model.checkpoint import load_checkpoint
+from mhc_model.checkpoint.directory import load_checkpoint
 from mhc_model.command import reports_errors
-from mhc_model.engine import Engine
+from mhc_model.engine.engine import Engine
 from mhc_model.errors import CheckpointError
 from mhc_model.settings import parse_command_line
 

@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from mhc_model.engine import Engine
-from mhc_model.engine_base import EngineBase
+from mhc_model.engine.base import EngineBase
+from mhc_model.engine.engine import Engine
 from mhc_model.errors import ConfigError
 
 EngineKind = Literal["torch", "vllm"]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from mhc_model.engine import Engine
+from mhc_model.engine.engine import Engine
+from mhc_model.engine.request import Completion, Request, SamplingParams
 from mhc_model.errors import EngineError
 from mhc_model.gates import GateValues
-from mhc_model.request import Completion, Request, SamplingParams
 
 
 def generate(

@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mhc_model.decoder import Decoder
+from mhc_model.decoder.decoder import Decoder
 from mhc_model.errors import CheckpointError
 from mhc_model.gates import SUBLAYERS
 from mhc_model.settings import Settings, validate_settings

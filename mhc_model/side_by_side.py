@@ -14,10 +14,10 @@ from itertools import zip_longest
 from pydantic import Field
 from tyro.conf import Positional
 
-from mhc_model.engine import Engine
+from mhc_model.engine.engine import Engine
+from mhc_model.engine.request import Completion, Request, SamplingParams
 from mhc_model.errors import ConfigError
-from mhc_model.inspection import parse_gates
-from mhc_model.request import Completion, Request, SamplingParams
+from mhc_model.routing.command import parse_gates
 from mhc_model.settings import Settings, parse_command_line
 
 PROMPT = (

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mhc_model.engine import Engine
-from mhc_model.request import Request
+from mhc_model.engine.engine import Engine
+from mhc_model.engine.request import Request
 from rl.pool import Result
 
 

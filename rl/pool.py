@@ -23,10 +23,10 @@ from typing import NamedTuple
 
 import ray
 
-from mhc_model.checkpoint import checkpoint_hash
+from mhc_model.checkpoint.directory import checkpoint_hash
+from mhc_model.engine.request import Completion, Request
 from mhc_model.engines import check_engine
 from mhc_model.errors import EngineError
-from mhc_model.request import Completion, Request
 from rl.config import PoolSettings
 from rl.replica import pack_checkpoint
 from rl.replica_set import Events, ReplicaSet, Ticket, start_failure

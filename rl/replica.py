@@ -12,11 +12,11 @@ from typing import NamedTuple
 import ray
 import torch
 
-from mhc_model.checkpoint import find_checkpoint
-from mhc_model.engine_base import EngineBase
+from mhc_model.checkpoint.directory import find_checkpoint
+from mhc_model.engine.base import EngineBase
+from mhc_model.engine.request import Completion, Request
 from mhc_model.engines import EngineKind, load_engine
 from mhc_model.errors import MHCError
-from mhc_model.request import Completion, Request
 
 
 def pack_checkpoint(path: str | Path) -> dict[str, bytes]:

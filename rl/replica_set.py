@@ -17,8 +17,8 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayError, RayTaskError
 
+from mhc_model.engine.request import Completion, Request
 from mhc_model.errors import EngineError, MHCError
-from mhc_model.request import Completion, Request
 from rl.config import PoolSettings
 from rl.replica import Replica, Report
 

@@ -13,10 +13,10 @@ from torch import Tensor
 from evals.gsm8k import prompt_tokens
 from evals.problem import Problem
 from evals.tasks import STOP_STRINGS, score
+from mhc_model.engine.request import Request, SamplingParams
 from mhc_model.errors import DataError
 from mhc_model.files import replace_bytes, split_lines
-from mhc_model.request import Request, SamplingParams
-from mhc_model.tokenizer import Tokenizer
+from mhc_model.tokenizer.base import Tokenizer
 from rl.config import RLConfig
 from rl.local_pool import LocalPool
 from rl.pool import ReplicaPool, Result

@@ -14,7 +14,7 @@ from evals.gsm8k import prompt_tokens
 from evals.items import fingerprint
 from evals.problem import Problem
 from evals.tasks import gold_answer, load_problems, prompt
-from mhc_model.checkpoint import Checkpoint, load_checkpoint
+from mhc_model.checkpoint.directory import Checkpoint, load_checkpoint
 from mhc_model.errors import CheckpointError, ConfigError
 from mhc_model.policy import PolicyConfig, observe_prompts
 from rl.config import RLConfig

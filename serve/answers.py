@@ -12,8 +12,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from mhc_model.request import Completion, Delta, PromptLogprobs
-from mhc_model.tokenizer import Tokenizer
+from mhc_model.engine.request import Completion, Delta, PromptLogprobs
+from mhc_model.tokenizer.base import Tokenizer
 from serve.batcher import Event
 from serve.chat_schemas import ChatChoice, ChatRequest, ChatResponse
 from serve.errors import unavailable

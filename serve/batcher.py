@@ -21,9 +21,9 @@ from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol, TypeVar
 
-from mhc_model.engine_base import EngineBase
+from mhc_model.engine.base import EngineBase
+from mhc_model.engine.request import Completion, Delta, EngineStats, Request
 from mhc_model.errors import EngineError, GateError
-from mhc_model.request import Completion, Delta, EngineStats, Request
 from serve.errors import overloaded, unavailable
 
 logger = logging.getLogger(__name__)

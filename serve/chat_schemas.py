@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BaseModel, Field, PlainValidator, WithJsonSchema, model_validator
 
-from mhc_model.request import MAX_TOP_LOGPROBS
+from mhc_model.engine.request import MAX_TOP_LOGPROBS
 from serve.errors import field_error
 from serve.schemas import MAX_INTEGER, Body, GenerationRequest, Response
 

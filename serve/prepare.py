@@ -11,12 +11,12 @@ from typing import Any
 from jinja2 import TemplateError
 from torch import Tensor
 
-from mhc_model.engine_base import EngineBase
+from mhc_model.engine.base import EngineBase
+from mhc_model.engine.request import Request, SamplingParams
 from mhc_model.errors import GateError
 from mhc_model.gates import expand_gates, gates_hash
 from mhc_model.policy import GatePolicy
-from mhc_model.request import Request, SamplingParams
-from mhc_model.tokenizer import Tokenizer
+from mhc_model.tokenizer.base import Tokenizer
 from serve.chat_schemas import ChatRequest
 from serve.chat_template import ChatTemplate
 from serve.errors import APIError

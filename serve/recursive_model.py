@@ -8,10 +8,10 @@ from concurrent.futures import Future, wait
 from http import HTTPStatus
 from typing import Protocol
 
-from mhc_model.recursion.index import Embedder
+from mhc_model.engine.request import Completion
 from mhc_model.recursion.model import CancelToken, Gates, Generated, as_generated
-from mhc_model.request import Completion
-from mhc_model.tokenizer import Tokenizer
+from mhc_model.recursion.search.index import Embedder
+from mhc_model.tokenizer.base import Tokenizer
 from serve.errors import APIError
 from serve.prepare import Prepared
 from serve.schemas import CompletionRequest, GatesSource

@@ -14,12 +14,12 @@ from typing import TypeVar
 
 from fastapi import Request, Response
 
-from mhc_model.engine_base import EngineBase
+from mhc_model.engine.base import EngineBase
+from mhc_model.engine.request import Completion
 from mhc_model.errors import ConfigError
 from mhc_model.policy import GatePolicy
 from mhc_model.recursion.model import token_embedder
-from mhc_model.request import Completion
-from mhc_model.tokenizer import Tokenizer
+from mhc_model.tokenizer.base import Tokenizer
 from serve.answers import Answer, ChatAnswer, CompletionAnswer, Served
 from serve.batcher import Batcher
 from serve.calls import EngineCall, on_disconnect

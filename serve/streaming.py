@@ -9,8 +9,8 @@ from fastapi import Response
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
+from mhc_model.engine.request import Delta
 from mhc_model.errors import MHCError
-from mhc_model.request import Delta
 from serve.answers import Answer
 from serve.batcher import Event
 from serve.calls import EngineCall, on_disconnect

@@ -22,7 +22,7 @@ from evals.rows import RowError, parse_rows
 from evals.sources import find_rows
 from evals.tasks import document, load_problems, prompt
 from mhc_model.errors import ConfigError, DataError
-from mhc_model.tokenizer import Tokenizer
+from mhc_model.tokenizer.base import Tokenizer
 from train.config import DataConfig
 from train.corpus import Corpus, fingerprint, load_tokenizer, spread
 from train.data import Batches

@@ -13,9 +13,9 @@ from datetime import timedelta
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from mhc_model.checkpoint import find_checkpoint, read_model_config
+from mhc_model.checkpoint.directory import find_checkpoint, read_model_config
 from mhc_model.config import ModelConfig
-from mhc_model.decoder import Decoder, quiet_about_mixing
+from mhc_model.decoder.decoder import Decoder, quiet_about_mixing
 from train.config import TrainConfig
 from train.hardware import peak_tflops
 from train.optimizer import group_parameters

@@ -12,11 +12,11 @@ from torch.nn import functional as F
 
 from evals.bits_per_byte import bits_per_byte
 from evals.gate_rows import gate_rows
-from mhc_model.decoder import Decoder
+from mhc_model.decoder.decoder import Decoder
 from mhc_model.errors import DataError
 from mhc_model.gates import GateValues
-from mhc_model.routing import watch_routing
-from mhc_model.tokenizer import Tokenizer
+from mhc_model.routing.figures import watch_routing
+from mhc_model.tokenizer.base import Tokenizer
 from train.answers import IGNORED, AnswerCorpus, pack
 from train.process_group import ProcessGroup
 

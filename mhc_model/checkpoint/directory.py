@@ -28,14 +28,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
+from mhc_model.checkpoint.remote_code import REMOTE_CODE, config_entries
 from mhc_model.config import ModelConfig
-from mhc_model.decoder import Decoder, quiet_about_mixing
+from mhc_model.decoder.decoder import Decoder, quiet_about_mixing
 from mhc_model.errors import CheckpointError
 from mhc_model.files import file_sha256
-from mhc_model.remote_code import REMOTE_CODE, config_entries
 from mhc_model.settings import validate_settings
-from mhc_model.tokenizer import CONFIG_FILE as TOKENIZER_CONFIG
-from mhc_model.tokenizer import FAST_FILE, RANKS_FILE, Tokenizer
+from mhc_model.tokenizer.base import CONFIG_FILE as TOKENIZER_CONFIG
+from mhc_model.tokenizer.base import FAST_FILE, RANKS_FILE, Tokenizer
 
 FORMAT = 1
 CONFIG, WEIGHTS, MANIFEST = "config.json", "model.safetensors", "manifest.json"

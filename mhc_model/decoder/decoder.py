@@ -22,12 +22,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mhc_model.cache import KVCache
 from mhc_model.config import MHCConfig, ModelConfig
-from mhc_model.connections import Coefficients, HyperConnection
+from mhc_model.decoder.cache import KVCache
+from mhc_model.decoder.layers import MLP, Attend, Attention, Norm, rms_norm, rope_table
 from mhc_model.errors import EngineError, GateError
 from mhc_model.gates import GateValues, allowed_gates, expand_gates
-from mhc_model.layers import MLP, Attend, Attention, Norm, rms_norm, rope_table
+from mhc_model.streams.connections import Coefficients, HyperConnection
 
 T = TypeVar("T")
 

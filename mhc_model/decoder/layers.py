@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from mhc_model.cache import KVCache
 from mhc_model.config import ModelConfig
+from mhc_model.decoder.cache import KVCache
 
 
 def rms_norm(x: Tensor, eps: float) -> Tensor:

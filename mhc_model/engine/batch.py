@@ -14,8 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mhc_model.row import Row
-from mhc_model.sampling import sample
+from mhc_model.engine.row import Row
+from mhc_model.engine.sampling import sample
 
 
 class Wanted(NamedTuple):

@@ -20,19 +20,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mhc_model.batch import Batch, Drawn
-from mhc_model.cache import KVArena
-from mhc_model.checkpoint import load_checkpoint
-from mhc_model.decode import DecodeStep
-from mhc_model.decoder import Decoder
-from mhc_model.engine_base import EngineBase
+from mhc_model.checkpoint.directory import load_checkpoint
+from mhc_model.decoder.cache import KVArena
+from mhc_model.decoder.decoder import Decoder
+from mhc_model.engine.base import EngineBase
+from mhc_model.engine.batch import Batch, Drawn
+from mhc_model.engine.decode import DecodeStep
+from mhc_model.engine.prefill import choose_chunks, score_prompts
+from mhc_model.engine.prefix_cache import PrefixCache, block_names
+from mhc_model.engine.request import Completion, EngineStats
+from mhc_model.engine.row import Row
+from mhc_model.engine.scheduler import Scheduler
 from mhc_model.errors import EngineError
-from mhc_model.prefill import choose_chunks, score_prompts
-from mhc_model.prefix_cache import PrefixCache, block_names
-from mhc_model.request import Completion, EngineStats
-from mhc_model.row import Row
-from mhc_model.scheduler import Scheduler
-from mhc_model.tokenizer import Tokenizer
+from mhc_model.tokenizer.base import Tokenizer
 
 PREFIX_CACHE_BYTES = 256 << 20
 # Prompt tokens read in a step beside rows that decode, and where none does.

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mhc_model.batch import Wanted, score
-from mhc_model.decoder import Decoder
-from mhc_model.row import Row
+from mhc_model.decoder.decoder import Decoder
+from mhc_model.engine.batch import Wanted, score
+from mhc_model.engine.row import Row
 
 # A pass may spend this much of its size on padding.
 MOST_PADDING = 0.25

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from mhc_model.request import (
+from mhc_model.engine.request import (
     Alternatives,
     Completion,
     Delta,
@@ -18,7 +18,7 @@ from mhc_model.request import (
     Request,
     Timings,
 )
-from mhc_model.tokenizer import Tokenizer
+from mhc_model.tokenizer.base import Tokenizer
 
 # Seeds of the samples of a request: steps of the golden ratio of 2**63, so that requests with
 # neighbouring seeds share none.

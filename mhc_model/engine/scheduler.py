@@ -6,10 +6,10 @@ import time
 from collections import deque
 from collections.abc import Iterable
 
-from mhc_model.batch import Batch
-from mhc_model.cache import KVArena
-from mhc_model.prefix_cache import BLOCK, PrefixCache
-from mhc_model.row import Row
+from mhc_model.decoder.cache import KVArena
+from mhc_model.engine.batch import Batch
+from mhc_model.engine.prefix_cache import BLOCK, PrefixCache
+from mhc_model.engine.row import Row
 
 # Who waits for a beginning that another row is about to compute lets this many pass at most.
 MOST_PASSED = 64

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from mhc_model.engine import Engine
+from mhc_model.engine.engine import Engine
 from mhc_model.errors import ConfigError, DataError
 from mhc_model.recursion.endpoint import EndpointModel
 from mhc_model.recursion.model import EngineModel, LanguageModel

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mhc_model.recursion.prompts import answered
-from mhc_model.recursion.text import Passage
+from mhc_model.recursion.search.text import Passage
 
 MAX_STRING = 200_000  # characters of one value
 

@@ -10,14 +10,14 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from mhc_model.decoder import Decoder
-from mhc_model.engine import Engine
+from mhc_model.decoder.decoder import Decoder
+from mhc_model.engine.engine import Engine
+from mhc_model.engine.request import Completion, Request, SamplingParams
 from mhc_model.errors import CancelledError, EngineError, SessionError
 from mhc_model.gates import GateValues
 from mhc_model.policy import prompt_observation
-from mhc_model.recursion.index import Embedder
-from mhc_model.request import Completion, Request, SamplingParams
-from mhc_model.tokenizer import Tokenizer
+from mhc_model.recursion.search.index import Embedder
+from mhc_model.tokenizer.base import Tokenizer
 
 Gates = GateValues | str | None
 """As the HTTP API takes them: numbers, "learned", None, and what else a model understands."""

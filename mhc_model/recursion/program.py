@@ -25,9 +25,9 @@ from typing import Any
 from mhc_model.errors import BudgetError, CancelledError, ProgramError
 from mhc_model.recursion import functions
 from mhc_model.recursion.prompts import answered
+from mhc_model.recursion.search.text import Passage
 from mhc_model.recursion.session import Session
 from mhc_model.recursion.strategy import Answer, FinishReason
-from mhc_model.recursion.text import Passage
 
 MAX_PROGRAM = 8192  # characters
 MAX_NODES = 2000

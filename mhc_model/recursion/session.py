@@ -17,12 +17,12 @@ from typing import Any
 
 from mhc_model.errors import BudgetError, CancelledError, MHCError, SessionError
 from mhc_model.recursion.calls import Calls, Usage
-from mhc_model.recursion.index import SearchMode, TextIndex
 from mhc_model.recursion.model import CancelToken, Gates, LanguageModel
 from mhc_model.recursion.prompts import NOT_FOUND, answered
+from mhc_model.recursion.search.index import SearchMode, TextIndex
+from mhc_model.recursion.search.text import Passage, Unit
 from mhc_model.recursion.settings import SessionSettings
 from mhc_model.recursion.strategy import Answer, FinishReason, Strategy
-from mhc_model.recursion.text import Passage, Unit
 from mhc_model.recursion.transcript import Step, Transcript, recorded
 
 Source = Passage | str | Sequence[int]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from mhc_model.recursion.index import TextIndex
 from mhc_model.recursion.model import LanguageModel
+from mhc_model.recursion.search.index import TextIndex
 from mhc_model.recursion.settings import SessionSettings
 
 PASSAGE_CHARS = 960

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from mhc_model.errors import BudgetError
 from mhc_model.recursion.calls import Calls
 from mhc_model.recursion.prompts import answered
-from mhc_model.recursion.text import Passage
+from mhc_model.recursion.search.text import Passage
 
 if TYPE_CHECKING:
     from mhc_model.recursion.session import Session

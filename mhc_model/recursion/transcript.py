@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from mhc_model.recursion.text import Passage
+from mhc_model.recursion.search.text import Passage
 
 MAX_RECORDED = 1000  # characters of a text in the transcript; a longer one is cut there
 

@@ -14,11 +14,11 @@ from pydantic import Field
 from torch import Tensor
 from tyro.conf import Positional
 
-from mhc_model.ascii import bars, heatmap
-from mhc_model.checkpoint import Checkpoint, load_checkpoint
+from mhc_model.checkpoint.directory import Checkpoint, load_checkpoint
 from mhc_model.errors import ConfigError
 from mhc_model.gates import expand_gates, gate_names
-from mhc_model.routing import Routing, SublayerRouting, watch_routing
+from mhc_model.routing.ascii import bars, heatmap
+from mhc_model.routing.figures import Routing, SublayerRouting, watch_routing
 from mhc_model.settings import Settings, parse_command_line
 
 TEXT = (

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mhc_model.connections import Coefficients, gated
-from mhc_model.decoder import Decoder, Watch
+from mhc_model.decoder.decoder import Decoder, Watch
 from mhc_model.errors import EngineError, GateError
 from mhc_model.gates import GateValues
-from mhc_model.sinkhorn import doubly_stochastic_error
+from mhc_model.streams.connections import Coefficients, gated
+from mhc_model.streams.sinkhorn import doubly_stochastic_error
 
 
 class SublayerRouting(NamedTuple):

@@ -21,10 +21,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mhc_model import kernels
 from mhc_model.config import MHCConfig
-from mhc_model.layers import rms_norm
-from mhc_model.sinkhorn import permutation_mixture, sinkhorn_knopp
+from mhc_model.decoder.layers import rms_norm
+from mhc_model.streams import kernels
+from mhc_model.streams.sinkhorn import permutation_mixture, sinkhorn_knopp
 
 
 class Coefficients(NamedTuple):

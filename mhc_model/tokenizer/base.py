@@ -46,8 +46,8 @@ class Tokenizer(ABC):
         Raises:
             CheckpointError: if a file is missing or malformed.
         """
-        from mhc_model.fast_tokenizer import FastTokenizer
-        from mhc_model.tiktoken_tokenizer import TiktokenTokenizer
+        from mhc_model.tokenizer.fast_tokenizer import FastTokenizer
+        from mhc_model.tokenizer.tiktoken_tokenizer import TiktokenTokenizer
 
         directory = Path(directory)
         config = directory / CONFIG_FILE
@@ -59,21 +59,21 @@ class Tokenizer(ABC):
     @staticmethod
     def from_tiktoken_file(path: str | Path) -> Tokenizer:
         """See `TiktokenTokenizer.from_file`."""
-        from mhc_model.tiktoken_tokenizer import TiktokenTokenizer
+        from mhc_model.tokenizer.tiktoken_tokenizer import TiktokenTokenizer
 
         return TiktokenTokenizer.from_file(path)
 
     @staticmethod
     def from_name(name: str) -> Tokenizer:
         """See `TiktokenTokenizer.from_name`."""
-        from mhc_model.tiktoken_tokenizer import TiktokenTokenizer
+        from mhc_model.tokenizer.tiktoken_tokenizer import TiktokenTokenizer
 
         return TiktokenTokenizer.from_name(name)
 
     @staticmethod
     def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         """See `TiktokenTokenizer.train`."""
-        from mhc_model.tiktoken_tokenizer import TiktokenTokenizer
+        from mhc_model.tokenizer.tiktoken_tokenizer import TiktokenTokenizer
 
         return TiktokenTokenizer.train(texts, vocab_size)
 

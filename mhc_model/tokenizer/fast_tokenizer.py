@@ -14,9 +14,9 @@ from typing import Any
 
 import tokenizers
 
-from mhc_model.bpe_export import byte_alphabet
 from mhc_model.errors import CheckpointError
-from mhc_model.tokenizer import CONFIG_FILE, FAST_FILE, Tokenizer, without_surrogates
+from mhc_model.tokenizer.base import CONFIG_FILE, FAST_FILE, Tokenizer, without_surrogates
+from mhc_model.tokenizer.tokenizer_json import byte_alphabet
 
 TEMPLATE_FILE = "chat_template.jinja"
 

@@ -24,9 +24,15 @@ from typing import Any
 import rustbpe
 import tiktoken
 
-from mhc_model.bpe_export import fast_tokenizer_json
 from mhc_model.errors import CheckpointError, ConfigError, DataError
-from mhc_model.tokenizer import CONFIG_FILE, FAST_FILE, RANKS_FILE, Tokenizer, without_surrogates
+from mhc_model.tokenizer.base import (
+    CONFIG_FILE,
+    FAST_FILE,
+    RANKS_FILE,
+    Tokenizer,
+    without_surrogates,
+)
+from mhc_model.tokenizer.tokenizer_json import fast_tokenizer_json
 
 # Both patterns avoid possessive quantifiers, `$` and (?i:...): tokenizer.json is read by another
 # regular expression engine, which would understand these differently.

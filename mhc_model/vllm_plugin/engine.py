@@ -26,7 +26,7 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.llm_engine import LLMEngine
 from vllm.v1.executor import Executor
 
-from mhc_model.checkpoint import (
+from mhc_model.checkpoint.directory import (
     find_checkpoint,
     load_tokenizer,
     read_model_config,
@@ -34,14 +34,14 @@ from mhc_model.checkpoint import (
     verified_manifest,
 )
 from mhc_model.config import ModelConfig
-from mhc_model.decoder import Decoder
-from mhc_model.engine import PREFILL_CHUNK, PREFIX_CACHE_BYTES
-from mhc_model.engine_base import EngineBase
+from mhc_model.decoder.decoder import Decoder
+from mhc_model.engine.base import EngineBase
+from mhc_model.engine.engine import PREFILL_CHUNK, PREFIX_CACHE_BYTES
+from mhc_model.engine.request import MAX_TOP_LOGPROBS, Alternatives, Completion, EngineStats
+from mhc_model.engine.row import Row
 from mhc_model.errors import ConfigError, EngineError
 from mhc_model.huggingface import MHCGatesConfig
-from mhc_model.request import MAX_TOP_LOGPROBS, Alternatives, Completion, EngineStats
-from mhc_model.row import Row
-from mhc_model.tokenizer import Tokenizer
+from mhc_model.tokenizer.base import Tokenizer
 from mhc_model.vllm_plugin import register
 from mhc_model.vllm_plugin.admission import GATES
 from mhc_model.vllm_plugin.model import paged_head_dim

@@ -15,7 +15,7 @@ from torch import Tensor
 from evals.gsm8k import prompt_tokens
 from evals.problem import Problem
 from evals.tasks import load_problems
-from mhc_model.checkpoint import Checkpoint
+from mhc_model.checkpoint.directory import Checkpoint
 from mhc_model.errors import DataError
 from mhc_model.files import read_lines, replace_json
 from mhc_model.gates import expand_gates

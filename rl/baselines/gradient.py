@@ -16,9 +16,9 @@ from torch.nn import functional as F
 
 from evals.gsm8k import prompt_tokens
 from evals.problem import Problem
-from mhc_model.decoder import Decoder
+from mhc_model.decoder.decoder import Decoder
 from mhc_model.policy import GatePolicy, PolicyConfig, expand_actions
-from mhc_model.tokenizer import Tokenizer
+from mhc_model.tokenizer.base import Tokenizer
 from rl.env import ProblemStream
 
 IGNORED = -100  # cross_entropy's own mark of positions that do not count

@@ -10,9 +10,9 @@ import torch
 from evals.gsm8k import TOO_LONG, gsm8k_plan, prompt_tokens
 from evals.items import evaluate
 from evals.tasks import Problem, load_problems, prompt, score
-from mhc_model.engine import Engine
+from mhc_model.engine.engine import Engine
+from mhc_model.engine.request import Request, SamplingParams
 from mhc_model.errors import DataError, EngineError, GateError
-from mhc_model.request import Request, SamplingParams
 
 PROBLEMS = load_problems("builtin:1,2", "test", 12)
 

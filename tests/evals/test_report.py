@@ -16,9 +16,9 @@ import yaml
 from evals.report import main as report_main
 from evals.run import main
 from evals.token_kinds import kind_of, mixing_by_kind
-from mhc_model.checkpoint import load_checkpoint
+from mhc_model.checkpoint.directory import load_checkpoint
 from mhc_model.policy import GatePolicy, PolicyConfig
-from mhc_model.routing import watch_routing
+from mhc_model.routing.figures import watch_routing
 
 
 def write_training(directory, mhc):

@@ -12,7 +12,7 @@ import torch
 from evals.bits_per_byte import bits_per_byte
 from evals.run import main
 from evals.tasks import document, load_problems
-from mhc_model.checkpoint import load_checkpoint
+from mhc_model.checkpoint.directory import load_checkpoint
 from mhc_model.policy import GatePolicy, PolicyConfig
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from mhc_model import MHCConfig, sinkhorn_knopp
-from mhc_model.connections import Coefficients, HyperConnection, gated
-from mhc_model.layers import rms_norm
+from mhc_model.decoder.layers import rms_norm
+from mhc_model.streams.connections import Coefficients, HyperConnection, gated
 
 B, T, C = 2, 3, 6
 EPS = 1e-6

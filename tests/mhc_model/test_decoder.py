@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from mhc_model import Decoder, EngineError, GateError, ModelConfig, connections, expand_gates
-from mhc_model.layers import Attend
+from mhc_model import Decoder, EngineError, GateError, ModelConfig, expand_gates
+from mhc_model.decoder.layers import Attend
+from mhc_model.streams import connections
 
 SAME = {"stream_embedding_std": 0.0}  # the preset that equals the plain model at init
 

@@ -4,7 +4,7 @@ import torch
 from mhc_model import Decoder, Engine, Request, SamplingParams, generate, save_checkpoint
 from mhc_model.__main__ import main
 from mhc_model.errors import EngineError, GateError
-from mhc_model.tokenizer import Tokenizer
+from mhc_model.tokenizer.base import Tokenizer
 
 TOKENIZER = Tokenizer.train(["Question: Tom has 12 apples.\nAnswer: 19\n"], vocab_size=270)
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from mhc_model.__main__ import main
-from mhc_model.ascii import bars, heatmap, histogram, plot
-from mhc_model.checkpoint import save_checkpoint
-from mhc_model.engine import Engine
-from mhc_model.request import Request, SamplingParams
-from mhc_model.routing import watch_routing
+from mhc_model.checkpoint.directory import save_checkpoint
+from mhc_model.engine.engine import Engine
+from mhc_model.engine.request import Request, SamplingParams
+from mhc_model.routing.ascii import bars, heatmap, histogram, plot
+from mhc_model.routing.figures import watch_routing
 from mhc_model.side_by_side import PROMPT, columns
-from mhc_model.tokenizer import Tokenizer
+from mhc_model.tokenizer.base import Tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from mhc_model import CheckpointError, ConfigError, GateError
 from mhc_model.policy import GatePolicy, PolicyConfig, hidden_observation, prompt_observation
-from mhc_model.routing import watching
+from mhc_model.routing.figures import watching
 
 
 def make_policy(action_space: str = "per_sublayer", seed: int = 0) -> GatePolicy:

@@ -12,10 +12,10 @@ import torch.nn.functional as F
 
 from mhc_model import ConfigError, Decoder, MHCConfig, ModelConfig
 from mhc_model.config import PRESETS
-from mhc_model.connections import HyperConnection
-from mhc_model.decoder import quiet_about_mixing
-from mhc_model.routing import watch_routing
+from mhc_model.decoder.decoder import quiet_about_mixing
+from mhc_model.routing.figures import watch_routing
 from mhc_model.settings import validate_settings
+from mhc_model.streams.connections import HyperConnection
 
 SIZES = {"vocab_size": 256, "n_layers": 6, "n_heads": 2, "d_model": 32, "max_seq_len": 64}
 COPIES = {"stream_embedding_std": 0.0}

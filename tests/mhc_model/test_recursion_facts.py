@@ -12,8 +12,8 @@ import pytest
 from benchmarks.planted_facts import TEMPLATES, book_texts, draw, generated_text, plant
 from benchmarks.recursion import BUDGET_TOKENS, ask_all, planted_texts, random_reader, summarise
 from mhc_model.recursion import SessionSettings, TextIndex, index_for
-from mhc_model.recursion.words import query_terms
-from mhc_model.tokenizer import Tokenizer
+from mhc_model.recursion.search.words import query_terms
+from mhc_model.tokenizer.base import Tokenizer
 
 SETTINGS = SessionSettings.model_validate({"budget_tokens": BUDGET_TOKENS, "max_tokens": 16})
 

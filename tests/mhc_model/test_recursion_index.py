@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from benchmarks.planted_facts import generated_text
 from mhc_model.errors import SessionError
 from mhc_model.recursion import Embedder, TextIndex
-from mhc_model.recursion.index import BM25, K1, B
-from mhc_model.recursion.text import LongText, cut, windows
-from mhc_model.recursion.words import query_terms, stem, words
+from mhc_model.recursion.search.index import BM25, K1, B
+from mhc_model.recursion.search.text import LongText, cut, windows
+from mhc_model.recursion.search.words import query_terms, stem, words
 
 
 @given(

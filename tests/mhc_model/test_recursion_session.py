@@ -24,7 +24,7 @@ from mhc_model.recursion import (
     index_for,
 )
 from mhc_model.recursion.prompts import Prompts, answered
-from mhc_model.tokenizer import Tokenizer
+from mhc_model.tokenizer.base import Tokenizer
 
 PROMPTS = Prompts(query="{source}|{question}|", reduce="+{answers}|{question}|")
 

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from mhc_model.sampling import counter_uniform, sample
+from mhc_model.engine.sampling import counter_uniform, sample
 
 
 def draw_many(logits: torch.Tensor, n: int, temperature=1.0, top_k=0, top_p=1.0) -> torch.Tensor:

@@ -10,7 +10,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from mhc_model.request import EngineStats
+from mhc_model.engine.request import EngineStats
 from serve.access_log import AccessLog
 from serve.app import create_app
 from serve.json_log import JsonLog

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from mhc_model import expand_gates
+from mhc_model.engine.request import EngineStats
 from mhc_model.gates import gates_hash
-from mhc_model.request import EngineStats
 from serve.observer import RequestRecord
 
 GREEDY = {"prompt": "Question: Tom", "max_tokens": 8, "temperature": 0}

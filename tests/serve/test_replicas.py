@@ -25,7 +25,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from mhc_model import Engine, Request, SamplingParams, save_checkpoint
-from mhc_model.checkpoint import checkpoint_hash
+from mhc_model.checkpoint.directory import checkpoint_hash
 from mhc_model.policy import GatePolicy, PolicyConfig
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]

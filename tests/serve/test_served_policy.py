@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mhc_model import ConfigError
-from mhc_model.checkpoint import checkpoint_hash
+from mhc_model.checkpoint.directory import checkpoint_hash
 from mhc_model.policy import GatePolicy, PolicyConfig
 
 BODY = {"max_tokens": 4, "temperature": 0, "gates": "policy"}

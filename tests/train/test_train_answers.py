@@ -17,7 +17,7 @@ from evals.problem import Problem
 from evals.tasks import prompt
 from mhc_model import ConfigError, DataError, load_checkpoint
 from mhc_model.settings import load_settings, validate_settings
-from mhc_model.tokenizer import Tokenizer
+from mhc_model.tokenizer.base import Tokenizer
 from train.answers import (
     IGNORED,
     AnswerBatches,

@@ -28,9 +28,9 @@ from hypothesis import strategies as st
 from evals.problem import Problem
 from evals.tasks import document
 from mhc_model.errors import ConfigError, DataError
-from mhc_model.fast_tokenizer import FastTokenizer
 from mhc_model.settings import dump_settings, validate_settings
-from mhc_model.tokenizer import Tokenizer
+from mhc_model.tokenizer.base import Tokenizer
+from mhc_model.tokenizer.fast_tokenizer import FastTokenizer
 from train.documents import is_held_out
 from train.prepare.__main__ import main
 from train.prepare.config import PrepareConfig

@@ -13,10 +13,10 @@ import numpy as np
 import pyarrow.fs
 import pytest
 
-from mhc_model.decoder import Decoder
+from mhc_model.decoder.decoder import Decoder
 from mhc_model.errors import ConfigError, DataError
 from mhc_model.settings import load_settings, validate_settings
-from mhc_model.tokenizer import Tokenizer
+from mhc_model.tokenizer.base import Tokenizer
 from train.__main__ import main
 from train.config import DataConfig, TrainConfig, differing_fields
 from train.corpus import Corpus, prepare_corpus

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mhc_model.errors import SessionError
-from mhc_model.recursion.text import LongText, Passage, cut, windows
-from mhc_model.recursion.words import query_terms, stem, words
+from mhc_model.recursion.search.text import LongText, Passage, cut, windows
+from mhc_model.recursion.search.words import query_terms, stem, words
 
 SearchMode = Literal["hybrid", "lexical", "embedding"]
 Embed = Callable[[Sequence[str]], Tensor]

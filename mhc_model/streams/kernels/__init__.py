@@ -15,8 +15,8 @@ from torch import Tensor
 
 from mhc_model.config import MHCConfig
 from mhc_model.errors import ConfigError
-from mhc_model.kernels import library
-from mhc_model.kernels.eager import Entry, collapse, cross, enter, leave, precise, start
+from mhc_model.streams.kernels import library
+from mhc_model.streams.kernels.eager import Entry, collapse, cross, enter, leave, precise, start
 
 __all__ = [
     "Entry",

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mhc_model.kernels.triton_launch import (
+from mhc_model.streams.kernels.triton_launch import (
     CHANNELS,
     COLLAPSE,
     DTYPES,

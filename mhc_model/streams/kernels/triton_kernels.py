@@ -35,7 +35,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from mhc_model.kernels.triton_sinkhorn import limit_gradient, row_sums, sinkhorn_limit, zeros
+from mhc_model.streams.kernels.triton_sinkhorn import (
+    limit_gradient,
+    row_sums,
+    sinkhorn_limit,
+    zeros,
+)
 
 # Rows of `saved`: 24 of x' fn, 1 / RMS(x'), 1 / RMS(u), n of <u, x'_n>.
 INVERSE, INVERSE_U, DOTS = tl.constexpr(24), tl.constexpr(25), tl.constexpr(26)

@@ -35,7 +35,7 @@ PROGRAMS = 512  # of the projection's gradient, about four for each multiprocess
 
 
 def kernels() -> Any:
-    from mhc_model.kernels import triton_kernels
+    from mhc_model.streams.kernels import triton_kernels
 
     return triton_kernels
 

@@ -13,12 +13,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from mhc_model import CheckpointError, Decoder, MHCConfig, ModelConfig, save_checkpoint
-from mhc_model.cache import KVCache
 from mhc_model.conversion import FAMILIES, convert, export, validate_equivalence
 from mhc_model.conversion.convert import build, equal_at_init
 from mhc_model.conversion.families import family_for, family_of
 from mhc_model.conversion.sources import Source, read_source
 from mhc_model.conversion.state_dicts import from_transformers, to_transformers
+from mhc_model.decoder.cache import KVCache
 from mhc_model.errors import ConfigError
 
 Models = Callable[..., PreTrainedModel]

@@ -15,8 +15,8 @@ from transformers import PreTrainedModel
 from mhc_model import CheckpointError, load_checkpoint
 from mhc_model.conversion import convert, validate_equivalence
 from mhc_model.conversion.gguf_files import INSIDE, OUTSIDE, to_half_split
-from mhc_model.fast_tokenizer import FastTokenizer
-from mhc_model.tokenizer import Tokenizer
+from mhc_model.tokenizer.base import Tokenizer
+from mhc_model.tokenizer.fast_tokenizer import FastTokenizer
 
 gguf = pytest.importorskip("gguf", reason="the optional package gguf is not installed")
 
@@ -81,7 +81,7 @@ def write(
 
 def add_tokens(writer: Any, size: int, split: str) -> None:
     """Bytes, two merges and special tokens, up to `size` ids."""
-    from mhc_model.bpe_export import byte_alphabet
+    from mhc_model.tokenizer.tokenizer_json import byte_alphabet
 
     names = [*SPECIALS, *byte_alphabet(), "ab", "12"]
     names = names[:size]
