@@ -33,9 +33,9 @@ if not __package__:  # run as a file: Python looks beside it, not in the reposit
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.timing import quantile
-from evals.gsm8k import prompt_tokens
-from evals.problem import Problem
-from evals.tasks import load_problems, score
+from evals.problems.problem import Problem
+from evals.tasks.gsm8k import prompt_tokens
+from evals.tasks.gsm8k_pure import load_problems, score
 from mhc_model.checkpoint.directory import Checkpoint, load_checkpoint
 from mhc_model.settings import RaySettings
 from rl.config import PoolSettings, RLConfig

@@ -9,16 +9,16 @@ from pathlib import Path
 
 from torch import Tensor
 
-from evals.choice_plan import choice_context, choice_plan
 from evals.gate_choice import GateChoice
-from evals.gsm8k import gsm8k_plan, prompt_tokens
-from evals.items import Plan, fingerprint
-from evals.multiple_choice import SOURCES, ChoiceProblem, load_choices
-from evals.problem import Problem
+from evals.problems.problem import Problem
+from evals.problems.sources import BUILTIN, load_problems, read_problems
 from evals.settings import BPB, N_SHOT, EvalSettings
-from evals.sources import BUILTIN, load_problems, read_problems
-from evals.tasks import document
-from evals.text_plan import TextPlan, text_plan
+from evals.tasks.choice_plan import choice_context, choice_plan
+from evals.tasks.gsm8k import gsm8k_plan, prompt_tokens
+from evals.tasks.gsm8k_pure import document
+from evals.tasks.multiple_choice import SOURCES, ChoiceProblem, load_choices
+from evals.tasks.plan import Plan, fingerprint
+from evals.tasks.text_plan import TextPlan, text_plan
 from mhc_model.engine.engine import Engine
 from mhc_model.errors import ConfigError, DataError
 

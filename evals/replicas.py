@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from evals.items import Item, run_items
+from evals.tasks.plan import Item, run_items
 from mhc_model.engine.engine import Engine
 from mhc_model.engine.request import Completion, Request
 from mhc_model.errors import EngineError

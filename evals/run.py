@@ -15,17 +15,17 @@ from typing import Any
 from tqdm import tqdm
 
 from evals.gate_choice import GateChoice
-from evals.items import Plan, Runner
-from evals.latency import Load, measure_latency
-from evals.machine import machine, package_versions
-from evals.memory import MemorySettings, measure_memory
+from evals.measure.latency import Load, measure_latency
+from evals.measure.machine import machine, package_versions
+from evals.measure.memory import MemorySettings, measure_memory
+from evals.measure.sinkhorn import projection_errors, with_iterations
 from evals.plans import Inputs, make_plan, read_inputs
 from evals.replicas import Replicas
 from evals.results import RESULTS, read_measured, results_table, write_results
 from evals.settings import LATENCY, MEMORY, SCORED, SINKHORN, EvalSettings
-from evals.sinkhorn_knob import projection_errors, with_iterations
 from evals.store import SampleStore
-from evals.text_plan import TextPlan
+from evals.tasks.plan import Plan, Runner
+from evals.tasks.text_plan import TextPlan
 from mhc_model.checkpoint.directory import load_checkpoint
 from mhc_model.command import reports_errors
 from mhc_model.engine.engine import Engine

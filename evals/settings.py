@@ -6,8 +6,8 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from evals.gsm8k import MAX_TOKENS
-from evals.multiple_choice import SOURCES
+from evals.tasks.gsm8k import MAX_TOKENS
+from evals.tasks.multiple_choice import SOURCES
 from mhc_model.settings import RaySettings, Settings
 
 BPB, LATENCY, MEMORY, SINKHORN = "bpb", "latency", "memory", "sinkhorn"

@@ -19,7 +19,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from evals.problem import Problem
+from evals.problems.problem import Problem
 from mhc_model.engine.engine import Engine
 from mhc_model.policy import PolicyConfig, expand_actions
 from mhc_model.settings import validate_settings

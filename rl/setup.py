@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from evals.gsm8k import prompt_tokens
-from evals.items import fingerprint
-from evals.problem import Problem
-from evals.tasks import gold_answer, load_problems, prompt
+from evals.problems.problem import Problem
+from evals.tasks.gsm8k import prompt_tokens
+from evals.tasks.gsm8k_pure import gold_answer, load_problems, prompt
+from evals.tasks.plan import fingerprint
 from mhc_model.checkpoint.directory import Checkpoint, load_checkpoint
 from mhc_model.errors import CheckpointError, ConfigError
 from mhc_model.policy import PolicyConfig, observe_prompts

@@ -16,7 +16,7 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
-from evals.tasks import document, load_problems
+from evals.tasks.gsm8k_pure import document, load_problems
 from mhc_model.checkpoint.directory import find_checkpoint
 from mhc_model.errors import CheckpointError, DataError
 from mhc_model.tokenizer.base import Tokenizer

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from evals.bits_per_byte import bits_per_byte
 from evals.gate_rows import gate_rows
+from evals.tasks.bits_per_byte import bits_per_byte
 from mhc_model.decoder.decoder import Decoder
 from mhc_model.errors import DataError
 from mhc_model.gates import GateValues

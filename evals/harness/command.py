@@ -28,13 +28,13 @@ from lm_eval.tasks._yaml_loader import load_yaml
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from pydantic import Field
 
-from evals.agreement import agreement
 from evals.gate_choice import GateChoice
-from evals.gsm8k import MAX_TOKENS
-from evals.items import Item, run_items
-from evals.likelihood import Pair, encode_pair, likelihood_request, read_likelihood
-from evals.rows import read_file, split_file
+from evals.harness.agreement import agreement
+from evals.problems.rows import read_file, split_file
 from evals.settings import SCORED
+from evals.tasks.gsm8k import MAX_TOKENS
+from evals.tasks.likelihood import Pair, encode_pair, likelihood_request, read_likelihood
+from evals.tasks.plan import Item, run_items
 from mhc_model.checkpoint.directory import find_checkpoint
 from mhc_model.command import reports_errors
 from mhc_model.engine.engine import Engine

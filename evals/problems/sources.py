@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from evals.problem import Problem
-from evals.rows import Parsed, RowError, parse_rows, read_file, read_hub, split_file
-from evals.word_problems import LEVELS, SPLITS, generate
+from evals.problems.problem import Problem
+from evals.problems.rows import Parsed, RowError, parse_rows, read_file, read_hub, split_file
+from evals.problems.word_problems import LEVELS, SPLITS, generate
 from mhc_model.errors import DataError
 
 BUILTIN = "builtin:"

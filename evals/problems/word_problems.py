@@ -19,8 +19,8 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
-from evals.problem import Problem
-from evals.stories import NAMES, STORIES, THINGS, Step, Story
+from evals.problems.problem import Problem
+from evals.problems.stories import NAMES, STORIES, THINGS, Step, Story
 from mhc_model.errors import DataError
 
 T = TypeVar("T")

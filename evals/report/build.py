@@ -17,11 +17,11 @@ from pydantic import Field
 from tyro.conf import Positional
 
 from evals.compare import LEGEND, Comparison, compare, tests_rows
-from evals.document import Document
-from evals.pictures import training_curves
-from evals.report_data import LEARNED_GATES, PLAIN, RL_GATES, Evaluation, Runs, find_runs
-from evals.report_pictures import fixed_gate_picture, routing_section, tuning_section
-from evals.report_words import draft, limits
+from evals.report.document import Document
+from evals.report.pictures import training_curves
+from evals.report.runs import LEARNED_GATES, PLAIN, RL_GATES, Evaluation, Runs, find_runs
+from evals.report.sections import fixed_gate_picture, routing_section, tuning_section
+from evals.report.words import draft, limits
 from evals.results import accuracies, latency_table, memory_table, percent
 from evals.settings import BPB, LATENCY, MEMORY, EvalSettings
 from mhc_model.command import reports_errors

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from evals.pictures import Picture
+from evals.report.pictures import Picture
 from evals.results import markdown
 
 CSS = """

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from evals import pictures
-from evals.document import Document
-from evals.gsm8k import EXTRACTIONS
-from evals.report_data import LEARNED_GATES, RL_GATES, Evaluation, Runs
+from evals.report import pictures
+from evals.report.document import Document
+from evals.report.runs import LEARNED_GATES, RL_GATES, Evaluation, Runs
+from evals.report.token_kinds import mixing_by_kind
 from evals.results import accuracies, read_samples
 from evals.settings import SCORED
-from evals.token_kinds import mixing_by_kind
+from evals.tasks.gsm8k import EXTRACTIONS
 from mhc_model.checkpoint.directory import load_checkpoint
 from mhc_model.gates import gate_names
 from mhc_model.routing.figures import SublayerRouting, watch_routing

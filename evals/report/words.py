@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from evals.compare import Comparison, Test
-from evals.report_data import LEARNED_GATES, PLAIN, RL_GATES, Runs
-from evals.report_pictures import RoutingFindings
+from evals.report.runs import LEARNED_GATES, PLAIN, RL_GATES, Runs
+from evals.report.sections import RoutingFindings
 
 ALPHA = 0.05
 

@@ -8,16 +8,16 @@ from typing import Any
 from torch import Tensor
 
 from evals.gate_rows import gate_rows
-from evals.items import Item, Plan, Row, check_ids, fingerprint, tokenizer_of
-from evals.likelihood import Pair, encode_pair, likelihood_request, read_likelihood
-from evals.multiple_choice import (
+from evals.statistics import accuracy_entry
+from evals.tasks.likelihood import Pair, encode_pair, likelihood_request, read_likelihood
+from evals.tasks.multiple_choice import (
     DELIMITER,
     PROMPT_VERSIONS,
     SCORE_VERSION,
     ChoiceProblem,
     score_choices,
 )
-from evals.statistics import accuracy_entry
+from evals.tasks.plan import Item, Plan, Row, check_ids, fingerprint, tokenizer_of
 from mhc_model.engine.engine import Engine
 from mhc_model.engine.request import Completion, Request
 from mhc_model.gates import GateValues

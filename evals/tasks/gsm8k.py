@@ -9,10 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from evals.gate_rows import gate_rows
-from evals.items import Item, Plan, Row, check_ids, fingerprint, tokenizer_of
-from evals.problem import Problem
+from evals.problems.problem import Problem
 from evals.statistics import accuracy_entry
-from evals.tasks import (
+from evals.tasks.gsm8k_pure import (
     EXTRACTION_VERSION,
     PROMPT_VERSION,
     STOP_STRINGS,
@@ -20,6 +19,7 @@ from evals.tasks import (
     prompt,
     score,
 )
+from evals.tasks.plan import Item, Plan, Row, check_ids, fingerprint, tokenizer_of
 from mhc_model.engine.engine import Engine
 from mhc_model.engine.request import Completion, Request, SamplingParams
 from mhc_model.errors import EngineError

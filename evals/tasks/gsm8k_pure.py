@@ -12,8 +12,8 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from evals.problem import Problem
-from evals.sources import load_problems
+from evals.problems.problem import Problem
+from evals.problems.sources import load_problems
 
 __all__ = [
     "EXTRACTION_VERSION",

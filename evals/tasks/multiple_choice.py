@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from evals.rows import Parsed, RowError, parse_rows
-from evals.sources import find_rows
+from evals.problems.rows import Parsed, RowError, parse_rows
+from evals.problems.sources import find_rows
 from mhc_model.errors import DataError
 
 # Results compare only where these agree; raise them with any change of the text or the rules.

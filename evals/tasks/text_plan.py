@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
-from evals.bits_per_byte import Window, cut_windows, window_nats
 from evals.gate_rows import gate_rows
-from evals.items import Row, Runner, fingerprint, tokenizer_of
+from evals.tasks.bits_per_byte import Window, cut_windows, window_nats
+from evals.tasks.plan import Row, Runner, fingerprint, tokenizer_of
 from mhc_model.engine.engine import Engine
 from mhc_model.gates import GateValues
 

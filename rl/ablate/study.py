@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evals.gsm8k import prompt_tokens
-from evals.problem import Problem
-from evals.tasks import load_problems
+from evals.problems.problem import Problem
+from evals.tasks.gsm8k import prompt_tokens
+from evals.tasks.gsm8k_pure import load_problems
 from mhc_model.checkpoint.directory import Checkpoint
 from mhc_model.errors import DataError
 from mhc_model.files import read_lines, replace_json

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from evals.problem import Problem
+from evals.problems.problem import Problem
 from mhc_model.policy import PolicyConfig, expand_actions
 from rl.env import ProblemStream
 from rl.rollouts import Asker, RolloutLog

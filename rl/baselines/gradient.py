@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from evals.gsm8k import prompt_tokens
-from evals.problem import Problem
+from evals.problems.problem import Problem
+from evals.tasks.gsm8k import prompt_tokens
 from mhc_model.decoder.decoder import Decoder
 from mhc_model.policy import GatePolicy, PolicyConfig, expand_actions
 from mhc_model.tokenizer.base import Tokenizer

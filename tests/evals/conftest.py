@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from evals.run import main
-from evals.tasks import document, load_problems
+from evals.tasks.gsm8k_pure import document, load_problems
 from mhc_model.checkpoint.directory import save_checkpoint
 from mhc_model.decoder.decoder import Decoder
 from mhc_model.settings import RaySettings

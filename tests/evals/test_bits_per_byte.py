@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from evals.bits_per_byte import bits_per_byte, cut_windows, window_nats
-from evals.tasks import document, load_problems
+from evals.tasks.bits_per_byte import bits_per_byte, cut_windows, window_nats
+from evals.tasks.gsm8k_pure import document, load_problems
 from mhc_model.errors import DataError, GateError
 
 TEXTS = [document(p) for p in load_problems("builtin:1", "test", 2)] + ["é" * 20, "", "a"]

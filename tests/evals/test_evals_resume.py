@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-import evals.gsm8k
+import evals.tasks.gsm8k
 from evals.replicas import Replicas
 from evals.results import read_samples
 from evals.run import main

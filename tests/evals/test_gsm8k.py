@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from evals.gsm8k import TOO_LONG, gsm8k_plan, prompt_tokens
-from evals.items import evaluate
-from evals.tasks import Problem, load_problems, prompt, score
+from evals.tasks.gsm8k import TOO_LONG, gsm8k_plan, prompt_tokens
+from evals.tasks.gsm8k_pure import Problem, load_problems, prompt, score
+from evals.tasks.plan import evaluate
 from mhc_model.engine.engine import Engine
 from mhc_model.engine.request import Request, SamplingParams
 from mhc_model.errors import DataError, EngineError, GateError

@@ -10,9 +10,9 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here needs the hub
 pytest.importorskip("lm_eval", reason="the extra `eval` is not installed")
 
-from evals.agreement import agreement
-from evals.harness import GatedLM, HarnessSettings, local_task, run
-from evals.harness import main as harness_main
+from evals.harness.agreement import agreement
+from evals.harness.command import GatedLM, HarnessSettings, local_task, run
+from evals.harness.command import main as harness_main
 from evals.run import main
 from mhc_model.checkpoint.directory import save_checkpoint
 from mhc_model.errors import ConfigError, DataError, EngineError

@@ -7,11 +7,11 @@ import json
 import pytest
 import torch
 
-from evals.latency import Load, measure_latency
-from evals.memory import MemorySettings, measure_memory, peak_rss
+from evals.measure.latency import Load, measure_latency
+from evals.measure.memory import MemorySettings, measure_memory, peak_rss
+from evals.measure.sinkhorn import projection_errors, with_iterations
 from evals.run import main
 from evals.settings import EvalSettings
-from evals.sinkhorn_knob import projection_errors, with_iterations
 from mhc_model import Decoder
 from mhc_model.errors import ConfigError, EngineError
 from mhc_model.settings import validate_settings

@@ -8,10 +8,10 @@ import math
 import pytest
 import torch
 
-from evals.choice_plan import choice_plan
-from evals.items import evaluate
-from evals.likelihood import Pair, encode_pair, likelihood_request, read_likelihood
-from evals.multiple_choice import ChoiceProblem, load_choices, score_choices
+from evals.tasks.choice_plan import choice_plan
+from evals.tasks.likelihood import Pair, encode_pair, likelihood_request, read_likelihood
+from evals.tasks.multiple_choice import ChoiceProblem, load_choices, score_choices
+from evals.tasks.plan import evaluate
 from mhc_model.engine.engine import Engine
 from mhc_model.errors import DataError
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 import yaml
 
-from evals.report import main as report_main
+from evals.report.build import main as report_main
+from evals.report.token_kinds import kind_of, mixing_by_kind
 from evals.run import main
-from evals.token_kinds import kind_of, mixing_by_kind
 from mhc_model.checkpoint.directory import load_checkpoint
 from mhc_model.policy import GatePolicy, PolicyConfig
 from mhc_model.routing.figures import watch_routing

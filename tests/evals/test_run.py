@@ -9,9 +9,9 @@ import re
 import pytest
 import torch
 
-from evals.bits_per_byte import bits_per_byte
 from evals.run import main
-from evals.tasks import document, load_problems
+from evals.tasks.bits_per_byte import bits_per_byte
+from evals.tasks.gsm8k_pure import document, load_problems
 from mhc_model.checkpoint.directory import load_checkpoint
 from mhc_model.policy import GatePolicy, PolicyConfig
 

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from evals.tasks import Problem, load_problems
+from evals.tasks.gsm8k_pure import Problem, load_problems
 from mhc_model.errors import DataError
 
 ROWS = [{"question": f"q{i}", "answer": f"step\n#### {i}"} for i in range(4)]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evals.tasks import (
+from evals.tasks.gsm8k_pure import (
     INVALID,
     STOP_STRINGS,
     Problem,

@@ -10,9 +10,9 @@ import sys
 
 import pytest
 
-from evals.stories import NAMES, STORIES, THINGS
-from evals.tasks import gold_answer, score
-from evals.word_problems import LEVELS, SPLITS, generate
+from evals.problems.stories import NAMES, STORIES, THINGS
+from evals.problems.word_problems import LEVELS, SPLITS, generate
+from evals.tasks.gsm8k_pure import gold_answer, score
 from mhc_model.errors import DataError
 
 NOTE = re.compile(r"([0-9+\-*/ ]+) = \$?<<([0-9+\-*/]+)=(\d+)>>(\d+)")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from vllm_engines import ENGINES
 
-from evals.tasks import document, load_problems
+from evals.tasks.gsm8k_pure import document, load_problems
 from mhc_model import save_checkpoint
 from mhc_model.settings import RaySettings
 from mhc_model.tokenizer.base import Tokenizer

@@ -12,8 +12,8 @@ from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env
 from pydantic import ValidationError
 
-from evals.gsm8k import prompt_tokens
-from evals.tasks import load_problems
+from evals.tasks.gsm8k import prompt_tokens
+from evals.tasks.gsm8k_pure import load_problems
 from mhc_model import ConfigError, DataError, Engine
 from mhc_model.files import read_lines
 from mhc_model.policy import PolicyConfig, prompt_observation

@@ -19,8 +19,8 @@ from ray.rllib.core.rl_module.rl_module import RLModule
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from evals.gate_choice import GateChoice
-from evals.gsm8k import prompt_tokens
-from evals.tasks import load_problems
+from evals.tasks.gsm8k import prompt_tokens
+from evals.tasks.gsm8k_pure import load_problems
 from mhc_model import ConfigError, DataError, Engine, save_checkpoint
 from mhc_model.files import read_lines
 from mhc_model.gates import gate_names

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evals.tasks import document, load_problems
+from evals.tasks.gsm8k_pure import document, load_problems
 from mhc_model.errors import CheckpointError, DataError
 from mhc_model.tokenizer.base import Tokenizer
 from train.config import DataConfig
