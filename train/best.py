@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 
-from train.metrics import read_rows
-from train.run_directory import RunDirectory
+from train.records.metrics import read_rows
+from train.records.run_directory import RunDirectory
 
 BEST = "best.json"
 

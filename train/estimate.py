@@ -17,9 +17,9 @@ from mhc_model.checkpoint.directory import find_checkpoint, read_model_config
 from mhc_model.config import ModelConfig
 from mhc_model.decoder.decoder import Decoder, quiet_about_mixing
 from train.config import TrainConfig
-from train.hardware import peak_tflops
-from train.optimizer import group_parameters
-from train.shards import ShardedTokens
+from train.data.shards import ShardedTokens
+from train.loop.hardware import peak_tflops
+from train.loop.optimizer import group_parameters
 
 # What a GPU is taken for where the configuration says none.
 USUAL_GPU = "H100"

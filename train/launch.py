@@ -19,14 +19,14 @@ from mhc_model.checkpoint.directory import find_checkpoint, read_model_config
 from mhc_model.config import ModelConfig
 from mhc_model.errors import ConfigError, MHCError
 from mhc_model.settings import to_yaml, validate_settings
-from train.answers import AnswerCorpus, left_out, prepare_answers
 from train.config import TrainConfig, differing_fields
-from train.corpus import Corpus, prepare_corpus
-from train.loop import make_batches
-from train.resume import find_resume
-from train.run_directory import RunDirectory
-from train.samples import check_samples
-from train.trackers import import_tracker
+from train.data.answers import AnswerCorpus, left_out, prepare_answers
+from train.data.corpus import Corpus, prepare_corpus
+from train.loop.samples import check_samples
+from train.loop.trainer import make_batches
+from train.records.checkpoints import find_resume
+from train.records.run_directory import RunDirectory
+from train.records.trackers import import_tracker
 from train.worker import failure_file, train_worker
 
 # Ray Train's own list of checkpoints. It refuses to start where the list and the directory differ,

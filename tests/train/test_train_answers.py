@@ -18,7 +18,8 @@ from evals.tasks.gsm8k_pure import prompt
 from mhc_model import ConfigError, DataError, load_checkpoint
 from mhc_model.settings import load_settings, validate_settings
 from mhc_model.tokenizer.base import Tokenizer
-from train.answers import (
+from train.config import DataConfig, TrainConfig
+from train.data.answers import (
     IGNORED,
     AnswerBatches,
     Examples,
@@ -27,11 +28,10 @@ from train.answers import (
     prepare_answers,
     tokenize,
 )
-from train.config import DataConfig, TrainConfig
 from train.launch import with_start, with_vocabulary
-from train.loop import Trainer
-from train.process_group import ProcessGroup
-from train.run_directory import RunDirectory
+from train.loop.process_group import ProcessGroup
+from train.loop.trainer import Trainer
+from train.records.run_directory import RunDirectory
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 PROBLEMS = [

@@ -13,9 +13,9 @@ from evals.tasks.gsm8k_pure import document, load_problems
 from mhc_model.errors import CheckpointError, DataError
 from mhc_model.tokenizer.base import Tokenizer
 from train.config import DataConfig
-from train.corpus import load_tokenizer, prepare_corpus
-from train.data import Batches, ReadAhead, permute
-from train.documents import LONGEST_TEXT_DOCUMENT, read_documents
+from train.data.batches import Batches, ReadAhead, permute
+from train.data.corpus import load_tokenizer, prepare_corpus
+from train.data.documents import LONGEST_TEXT_DOCUMENT, read_documents
 
 BUILTIN = DataConfig(builtin_levels=(1,), builtin_count=300, validation_documents=20)
 

@@ -17,12 +17,12 @@ from mhc_model.conversion import convert, export
 from mhc_model.settings import validate_settings
 from mhc_model.tokenizer.base import Tokenizer
 from train.config import TrainConfig
-from train.corpus import Corpus, prepare_corpus
+from train.data.corpus import Corpus, prepare_corpus
 from train.launch import with_start, with_vocabulary
-from train.loop import Persist, Trainer
-from train.optimizer import group_parameters
-from train.process_group import ProcessGroup
-from train.run_directory import RunDirectory
+from train.loop.optimizer import group_parameters
+from train.loop.process_group import ProcessGroup
+from train.loop.trainer import Persist, Trainer
+from train.records.run_directory import RunDirectory
 
 # A Llama with its large epsilon.
 LLAMA = {

@@ -19,8 +19,8 @@ import pyarrow.parquet
 import pytest
 
 from mhc_model.settings import dump_settings
+from train.data.shards import ShardedTokens
 from train.prepare.config import FINEWEB_EDU, PrepareConfig
-from train.shards import ShardedTokens
 
 ROOT = Path(__file__).parents[2]
 FIRST, SECOND = "1" * 40, "2" * 40

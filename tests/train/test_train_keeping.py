@@ -11,9 +11,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from mhc_model import ConfigError, Engine, Request, SamplingParams
 from train.best import Best
 from train.config import SamplesConfig
-from train.hardware import peak_memory, peak_tflops
-from train.metrics import Progress, read_rows
-from train.samples import check_samples, write_samples
+from train.loop.hardware import peak_memory, peak_tflops
+from train.loop.samples import check_samples, write_samples
+from train.records.metrics import Progress, read_rows
 
 
 def with_bits(trainer, bits: dict[int, float]):

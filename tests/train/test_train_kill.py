@@ -13,11 +13,11 @@ import torch.multiprocessing
 from torch.multiprocessing.spawn import ProcessExitedException
 
 from train.config import TrainConfig
-from train.corpus import Corpus
-from train.hardware import make_deterministic
-from train.loop import Trainer
-from train.process_group import ProcessGroup
-from train.run_directory import RunDirectory, step_name
+from train.data.corpus import Corpus
+from train.loop.hardware import make_deterministic
+from train.loop.process_group import ProcessGroup
+from train.loop.trainer import Trainer
+from train.records.run_directory import RunDirectory, step_name
 
 STEPS, KILLED_AFTER = 16, 9
 

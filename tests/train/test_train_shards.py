@@ -19,15 +19,15 @@ from mhc_model.settings import load_settings, validate_settings
 from mhc_model.tokenizer.base import Tokenizer
 from train.__main__ import main
 from train.config import DataConfig, TrainConfig, differing_fields
-from train.corpus import Corpus, prepare_corpus
-from train.data import Batches, ReadAhead
+from train.data.batches import Batches, ReadAhead
+from train.data.corpus import Corpus, prepare_corpus
+from train.data.shards import ShardedTokens
 from train.launch import with_vocabulary
-from train.loop import Trainer
+from train.loop.process_group import ProcessGroup
+from train.loop.trainer import Trainer
 from train.prepare.config import PrepareConfig
 from train.prepare.run import prepare
-from train.process_group import ProcessGroup
-from train.run_directory import RunDirectory
-from train.shards import ShardedTokens
+from train.records.run_directory import RunDirectory
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 DOCUMENTS = [

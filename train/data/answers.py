@@ -24,9 +24,9 @@ from evals.tasks.gsm8k_pure import document, load_problems, prompt
 from mhc_model.errors import ConfigError, DataError
 from mhc_model.tokenizer.base import Tokenizer
 from train.config import DataConfig
-from train.corpus import Corpus, fingerprint, load_tokenizer, spread
-from train.data import Batches
-from train.documents import is_held_out
+from train.data.batches import Batches
+from train.data.corpus import Corpus, fingerprint, load_tokenizer, spread
+from train.data.documents import is_held_out
 
 IGNORED = -1  # a target that is not learned
 # Keys of a row that hold its question and its answer. The first pair that is there counts; what

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from mhc_model.errors import DataError
-from train.shards import ShardedTokens
+from train.data.shards import ShardedTokens
 
 ROUNDS = 6
 Tokens = np.ndarray | ShardedTokens

@@ -21,9 +21,9 @@ from mhc_model.checkpoint.directory import find_checkpoint
 from mhc_model.errors import CheckpointError, DataError
 from mhc_model.tokenizer.base import Tokenizer
 from train.config import DataConfig
-from train.data import Tokens
-from train.documents import is_held_out, read_documents
-from train.shards import ShardedTokens, tokenizer_sha256
+from train.data.batches import Tokens
+from train.data.documents import is_held_out, read_documents
+from train.data.shards import ShardedTokens, tokenizer_sha256
 
 # Documents whose ids exist as Python integers, which take many times the space of the array.
 TOKENIZE_AT_ONCE = 4096

@@ -17,8 +17,8 @@ from mhc_model.errors import DataError
 from mhc_model.gates import GateValues
 from mhc_model.routing.figures import watch_routing
 from mhc_model.tokenizer.base import Tokenizer
-from train.answers import IGNORED, AnswerCorpus, pack
-from train.process_group import ProcessGroup
+from train.data.answers import IGNORED, AnswerCorpus, pack
+from train.loop.process_group import ProcessGroup
 
 # Sequences of answers that are evaluated together.
 SEQUENCES_AT_ONCE = 16

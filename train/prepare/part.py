@@ -14,9 +14,9 @@ import pyarrow.fs
 
 from mhc_model.errors import DataError
 from mhc_model.tokenizer.base import Tokenizer
-from train.documents import is_held_out
+from train.data.documents import is_held_out
+from train.data.shards import open_directory
 from train.prepare.sources import Part, Source
-from train.shards import open_directory
 
 PARTS = "parts"  # one JSON file a finished part, until the manifest is there
 FLUSH_TOKENS = 1 << 20

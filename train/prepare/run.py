@@ -27,12 +27,9 @@ from filelock import FileLock, Timeout
 
 from mhc_model.errors import ConfigError, DataError
 from mhc_model.tokenizer.base import Tokenizer
-from train.corpus import load_tokenizer
-from train.documents import is_held_out
-from train.prepare.config import PrepareConfig
-from train.prepare.part import PARTS, SPLITS, Job, write_file
-from train.prepare.sources import Part, Source, open_source
-from train.shards import (
+from train.data.corpus import load_tokenizer
+from train.data.documents import is_held_out
+from train.data.shards import (
     BYTE_TABLE,
     FORMAT,
     MANIFEST,
@@ -43,6 +40,9 @@ from train.shards import (
     open_directory,
     tokenizer_sha256,
 )
+from train.prepare.config import PrepareConfig
+from train.prepare.part import PARTS, SPLITS, Job, write_file
+from train.prepare.sources import Part, Source, open_source
 
 Execute = Callable[[Job, Mapping[int, Part]], Iterator[tuple[int, dict[str, Any]]]]
 """execute(job, parts) does job.write_part for every part, by number, and yields the records as they

@@ -20,8 +20,8 @@ from mhc_model.decoder.decoder import Decoder
 from mhc_model.errors import CheckpointError
 from mhc_model.files import file_sha256
 from mhc_model.tokenizer.base import Tokenizer
-from train.metrics import read_rows
-from train.run_directory import RunDirectory, step_name
+from train.records.metrics import read_rows
+from train.records.run_directory import RunDirectory, step_name
 
 FORMAT = 1
 # What a save that was cut off, or a lost file, leads to; another OSError can pass.

@@ -10,8 +10,8 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from train.run_directory import RunDirectory
-from train.trackers import Tracker
+from train.records.run_directory import RunDirectory
+from train.records.trackers import Tracker
 
 METRICS = "metrics.jsonl"
 # In every row; the others come with a validation.
