@@ -17,7 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Ray reads the authentication mode while it is imported, so this comes first; and --help
     # and mistyped flags need not wait for the import.
     ray_arguments = config.ray.init_arguments()
-    from rl.run import run
+    from rl.tuning.run import run
 
     run(config, ray_arguments)
     return 0

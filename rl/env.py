@@ -24,7 +24,7 @@ from mhc_model.engine.engine import Engine
 from mhc_model.policy import PolicyConfig, expand_actions
 from mhc_model.settings import validate_settings
 from rl.config import RLConfig
-from rl.local_pool import LocalPool
+from rl.pool.local_pool import LocalPool
 from rl.rollouts import Asker, Rollout, RolloutLog
 from rl.setup import prepare
 

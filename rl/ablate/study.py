@@ -41,8 +41,8 @@ from rl.baselines.gradient import AnswerLoss, tune_constant, tune_policy
 from rl.baselines.reinforce import reinforce
 from rl.config import RLConfig
 from rl.rollouts import Asker, RolloutLog
-from rl.run import run
 from rl.setup import observe, policy_config, prepare
+from rl.tuning.run import run
 
 ARM, GATES, POLICY = "arm.json", "gates.json", "policy"
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from mhc_model.engine.engine import Engine
 from mhc_model.engine.request import Request
-from rl.pool import Result
+from rl.pool.pool import Result
 
 
 class LocalPool:

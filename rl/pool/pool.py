@@ -28,8 +28,8 @@ from mhc_model.engine.request import Completion, Request
 from mhc_model.engines import check_engine
 from mhc_model.errors import EngineError
 from rl.config import PoolSettings
-from rl.replica import pack_checkpoint
-from rl.replica_set import Events, ReplicaSet, Ticket, start_failure
+from rl.pool.replica import pack_checkpoint
+from rl.pool.replica_set import Events, ReplicaSet, Ticket, start_failure
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from ray.exceptions import RayError, RayTaskError
 from mhc_model.engine.request import Completion, Request
 from mhc_model.errors import EngineError, MHCError
 from rl.config import PoolSettings
-from rl.replica import Replica, Report
+from rl.pool.replica import Replica, Report
 
 logger = logging.getLogger(__name__)
 

@@ -32,9 +32,9 @@ from ray.tune.registry import register_env
 from mhc_model.errors import ConfigError, MHCError
 from mhc_model.policy import GatePolicy, PolicyConfig
 from rl.config import PoolSettings, RLConfig
-from rl.learner import OneStepLearner
-from rl.module import GateModule
-from rl.sampler import Sampler, seed_minibatches
+from rl.ppo.learner import OneStepLearner
+from rl.ppo.module import GateModule
+from rl.ppo.sampler import Sampler, seed_minibatches
 
 ENVIRONMENT = "mhc-gates"
 # RLlib copies configurations, and the environment holds live actors: it is passed by name.

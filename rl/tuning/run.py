@@ -30,15 +30,15 @@ from mhc_model.errors import DataError
 from mhc_model.files import read_lines, replace_json, replace_text
 from mhc_model.policy import GatePolicy, PolicyConfig
 from rl.config import RLConfig
-from rl.difficulty import choose_problems
 from rl.directory import check_directory, check_same, locked_directory, save_config
 from rl.env import GateVectorEnv
-from rl.metrics import Clock, iteration_line, metrics_row, write_board
-from rl.pool import ReplicaPool
-from rl.ppo import GatePPO, build_algorithm, current_policy, save_state, train_iteration
+from rl.pool.pool import ReplicaPool
+from rl.ppo.algorithm import GatePPO, build_algorithm, current_policy, save_state, train_iteration
 from rl.rollouts import Asker, RolloutLog
 from rl.setup import prepare, problems_hash
-from rl.sweep import POLICY, rewards, summarize, summary_lines, sweep_gates
+from rl.tuning.difficulty import choose_problems
+from rl.tuning.metrics import Clock, iteration_line, metrics_row, write_board
+from rl.tuning.sweep import POLICY, rewards, summarize, summary_lines, sweep_gates
 
 # A resumed run may change these; everything else would make it another run.
 FREE_ON_RESUME = ("storage", "checkpoint", "iterations", "checkpoint_every", "pool", "ray")

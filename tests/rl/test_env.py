@@ -19,10 +19,10 @@ from mhc_model.files import read_lines
 from mhc_model.policy import PolicyConfig, prompt_observation
 from mhc_model.settings import load_settings
 from rl.config import RLConfig
-from rl.difficulty import choose_problems
 from rl.env import GateVectorEnv, GSM8KGateEnv, ProblemStream
-from rl.local_pool import LocalPool
+from rl.pool.local_pool import LocalPool
 from rl.rollouts import ROLLOUTS, SUPERSEDED, Asker, Rollout, RolloutLog
+from rl.tuning.difficulty import choose_problems
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 RL_CONFIGS = sorted([*CONFIGS.glob("*_rl.yaml"), *CONFIGS.glob("rl_*.yaml")])

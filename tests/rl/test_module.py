@@ -15,8 +15,8 @@ from ray.rllib.core.columns import Columns
 from mhc_model import EngineError
 from mhc_model.policy import PolicyConfig
 from rl.config import PPOSettings, RLConfig
-from rl.module import GateBeta, GateModule
-from rl.ppo import build_algorithm, current_policy, train_iteration
+from rl.ppo.algorithm import build_algorithm, current_policy, train_iteration
+from rl.ppo.module import GateBeta, GateModule
 
 POLICY = PolicyConfig(action_space="per_layer", n_layers=2, observation_dim=4, hidden=(32,))
 

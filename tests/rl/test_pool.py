@@ -15,9 +15,9 @@ import torch
 from mhc_model import CheckpointError, Engine, EngineError, GateError, Request, SamplingParams
 from mhc_model.checkpoint.directory import checkpoint_hash
 from rl.config import PoolSettings
-from rl.pool import ReplicaPool
-from rl.replica import pack_checkpoint
-from rl.replica_set import ReplicaSet, Ticket
+from rl.pool.pool import ReplicaPool
+from rl.pool.replica import pack_checkpoint
+from rl.pool.replica_set import ReplicaSet, Ticket
 
 pytestmark = pytest.mark.ray
 

@@ -28,10 +28,10 @@ from mhc_model.policy import GatePolicy, PolicyConfig, expand_actions, observe_p
 from rl.__main__ import main
 from rl.config import PoolSettings, RLConfig
 from rl.directory import locked_directory
-from rl.module import GateBeta
-from rl.ppo import sample_timeout_s
-from rl.run import is_complete, kept_rows, prepare_directory, run, saved_states
-from rl.sweep import summarize
+from rl.ppo.algorithm import sample_timeout_s
+from rl.ppo.module import GateBeta
+from rl.tuning.run import is_complete, kept_rows, prepare_directory, run, saved_states
+from rl.tuning.sweep import summarize
 from serve.app import create_app
 from serve.service import CompletionService
 
