@@ -21,7 +21,7 @@ from mhc_model.policy import GatePolicy
 from mhc_model.settings import parse_command_line
 from mhc_model.tokenizer.base import FAST_FILE
 from serve.auth import load_keys
-from serve.chat_template import ChatTemplate
+from serve.completions.chat_template import ChatTemplate
 from serve.json_log import STREAMS, JsonLog
 from serve.service import check_policy
 from serve.settings import ServeSettings

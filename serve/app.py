@@ -14,15 +14,8 @@ from pydantic_core import from_json
 from starlette.types import ASGIApp
 
 from serve.auth import ApiKeys, KeyMiddleware
-from serve.chat_schemas import ChatRequest, ChatResponse
-from serve.errors import error_responses, install_error_handlers
-from serve.metrics import CONTENT_TYPE as METRICS_TYPE
-from serve.observer import Observer
-from serve.page import page_router
-from serve.recursive import RecursiveService
-from serve.recursive_schemas import RecursiveRequest, RecursiveResponse
-from serve.routing import routing_routes
-from serve.schemas import (
+from serve.completions.chat_schemas import ChatRequest, ChatResponse
+from serve.completions.schemas import (
     CompletionRequest,
     CompletionResponse,
     Health,
@@ -30,9 +23,16 @@ from serve.schemas import (
     ModelList,
     Ready,
 )
+from serve.errors import error_responses, install_error_handlers
+from serve.monitoring.metrics import CONTENT_TYPE as METRICS_TYPE
+from serve.monitoring.observer import Observer
+from serve.monitoring.tracing import Tracing
+from serve.playground.page import page_router
+from serve.recursive.schemas import RecursiveRequest, RecursiveResponse
+from serve.recursive.service import RecursiveService
+from serve.routing import routing_routes
 from serve.service import CompletionService
 from serve.settings import RecursiveSettings
-from serve.tracing import Tracing
 
 MAX_BODY_BYTES = 4 << 20
 _GENERATION_ERRORS = (400, 401, 404, 413, 429, 500, 503, 504)

@@ -24,14 +24,14 @@ from ray.serve import Application, Deployment
 from mhc_model.engines import load_engine
 from mhc_model.errors import EngineError
 from mhc_model.policy import GatePolicy
-from serve.access_log import AccessLog
 from serve.app import create_app
 from serve.auth import ApiKeys, load_keys
-from serve.chat_template import ChatTemplate
+from serve.completions.chat_template import ChatTemplate
+from serve.completions.schemas import ModelCard
 from serve.json_log import JsonLog
-from serve.metrics import ReplicaMetrics, exposition
-from serve.observer import Observer, Observers
-from serve.schemas import ModelCard
+from serve.monitoring.access_log import AccessLog
+from serve.monitoring.metrics import ReplicaMetrics, exposition
+from serve.monitoring.observer import Observer, Observers
 from serve.service import CompletionService
 from serve.settings import ServeSettings
 

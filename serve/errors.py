@@ -27,7 +27,7 @@ from mhc_model.errors import (
     MHCError,
     SessionError,
 )
-from serve.envelope import RETRY_AFTER_S, UNAVAILABLE_RETRY_AFTER_S, error_body, error_type
+from serve.basics import RETRY_AFTER_S, UNAVAILABLE_RETRY_AFTER_S, error_body, error_type
 
 MAX_MESSAGE = 2000
 CLIENT_CLOSED_REQUEST = 499  # nginx's; never sent, only recorded

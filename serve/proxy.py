@@ -27,7 +27,7 @@ from typing import Any
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.envelope import RETRY_AFTER_S, UNAVAILABLE_RETRY_AFTER_S, error_body
+from serve.basics import RETRY_AFTER_S, UNAVAILABLE_RETRY_AFTER_S, error_body
 from serve.json_log import JsonLog
 from serve.request_id import HEADER, request_id_of
 

@@ -15,10 +15,10 @@ from mhc_model.engine.base import EngineBase
 from mhc_model.errors import GateError
 from mhc_model.gates import gate_names, gates_hash
 from mhc_model.routing.figures import PromptRouting, TokenRouting, prompt_routing
+from serve.completions.schemas import Body, Gates, GatesSource
 from serve.errors import APIError, error_responses
-from serve.schemas import Body, Gates, GatesSource
+from serve.monitoring.tracing import trace_of
 from serve.service import CompletionService
-from serve.tracing import trace_of
 
 # Of an answer with per_token; about 5 MB of JSON.
 MAX_VALUES = 500_000

@@ -20,18 +20,18 @@ from mhc_model.errors import ConfigError
 from mhc_model.policy import GatePolicy
 from mhc_model.recursion.model import token_embedder
 from mhc_model.tokenizer.base import Tokenizer
-from serve.answers import Answer, ChatAnswer, CompletionAnswer, Served
-from serve.batcher import Batcher
-from serve.calls import EngineCall, on_disconnect
-from serve.chat_schemas import ChatRequest
-from serve.chat_template import ChatTemplate
+from serve.completions.answers import Answer, ChatAnswer, CompletionAnswer, Served
+from serve.completions.batcher import Batcher
+from serve.completions.calls import EngineCall, on_disconnect
+from serve.completions.chat_schemas import ChatRequest
+from serve.completions.chat_template import ChatTemplate
+from serve.completions.logprobs import TokenNames
+from serve.completions.prepare import Prepared, Preparer
+from serve.completions.schemas import CompletionRequest, Health, ModelCard, ModelList, Ready
+from serve.completions.streaming import EventStream
 from serve.errors import APIError, timed_out, unavailable
-from serve.logprobs import TokenNames
-from serve.observer import Observer, SilentObserver
-from serve.prepare import Prepared, Preparer
-from serve.schemas import CompletionRequest, Health, ModelCard, ModelList, Ready
-from serve.streaming import EventStream
-from serve.tracing import RequestTrace, trace_of
+from serve.monitoring.observer import Observer, SilentObserver
+from serve.monitoring.tracing import RequestTrace, trace_of
 
 T = TypeVar("T")
 

@@ -14,12 +14,11 @@ from pydantic import BaseModel
 
 from mhc_model.engine.request import Completion, Delta, PromptLogprobs
 from mhc_model.tokenizer.base import Tokenizer
-from serve.batcher import Event
-from serve.chat_schemas import ChatChoice, ChatRequest, ChatResponse
-from serve.errors import unavailable
-from serve.logprobs import LegacyLogprobs, LogprobWriter, TokenNames, joined
-from serve.prepare import Prepared
-from serve.schemas import (
+from serve.completions.batcher import Event
+from serve.completions.chat_schemas import ChatChoice, ChatRequest, ChatResponse
+from serve.completions.logprobs import LegacyLogprobs, LogprobWriter, TokenNames, joined
+from serve.completions.prepare import Prepared
+from serve.completions.schemas import (
     Choice,
     CompletionRequest,
     CompletionResponse,
@@ -28,6 +27,7 @@ from serve.schemas import (
     PromptTokensDetails,
     Usage,
 )
+from serve.errors import unavailable
 
 DONE = "data: [DONE]\n\n"
 

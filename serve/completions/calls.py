@@ -13,7 +13,7 @@ from typing import Any
 from starlette.requests import ClientDisconnect
 
 from mhc_model.engine.request import Completion, Request
-from serve.batcher import Batcher, Event, post
+from serve.completions.batcher import Batcher, Event, post
 from serve.errors import timed_out
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]

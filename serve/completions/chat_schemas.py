@@ -7,8 +7,8 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import BaseModel, Field, PlainValidator, WithJsonSchema, model_validator
 
 from mhc_model.engine.request import MAX_TOP_LOGPROBS
+from serve.completions.schemas import MAX_INTEGER, Body, GenerationRequest, Response
 from serve.errors import field_error
-from serve.schemas import MAX_INTEGER, Body, GenerationRequest, Response
 
 MAX_MESSAGES = 1000
 

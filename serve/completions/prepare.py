@@ -17,10 +17,10 @@ from mhc_model.errors import GateError
 from mhc_model.gates import expand_gates, gates_hash
 from mhc_model.policy import GatePolicy
 from mhc_model.tokenizer.base import Tokenizer
-from serve.chat_schemas import ChatRequest
-from serve.chat_template import ChatTemplate
+from serve.completions.chat_schemas import ChatRequest
+from serve.completions.chat_template import ChatTemplate
+from serve.completions.schemas import CompletionRequest, GatesSource, GenerationRequest
 from serve.errors import APIError
-from serve.schemas import CompletionRequest, GatesSource, GenerationRequest
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ from starlette.types import Receive, Scope, Send
 
 from mhc_model.engine.request import Delta
 from mhc_model.errors import MHCError
-from serve.answers import Answer
-from serve.batcher import Event
-from serve.calls import EngineCall, on_disconnect
+from serve.completions.answers import Answer
+from serve.completions.batcher import Event
+from serve.completions.calls import EngineCall, on_disconnect
 from serve.errors import CLIENT_CLOSED_REQUEST, as_api_error
-from serve.tracing import RequestTrace
+from serve.monitoring.tracing import RequestTrace
 
 
 class EventStream(Response):

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from mhc_model.engine.request import EngineStats
 from serve.json_log import JsonLog
-from serve.observer import RequestRecord
+from serve.monitoring.observer import RequestRecord
 
 
 class AccessLog:

@@ -13,7 +13,7 @@ from prometheus_client.core import Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from mhc_model.engine.request import EngineStats
-from serve.observer import RequestRecord
+from serve.monitoring.observer import RequestRecord
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 

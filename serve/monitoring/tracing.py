@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.errors import CLIENT_CLOSED_REQUEST
-from serve.observer import Observer, Outcome, RequestRecord
+from serve.monitoring.observer import Observer, Outcome, RequestRecord
 from serve.request_id import request_id_of
 
 _OUTCOMES: dict[int, Outcome] = {

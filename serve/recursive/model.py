@@ -12,9 +12,9 @@ from mhc_model.engine.request import Completion
 from mhc_model.recursion.model import CancelToken, Gates, Generated, as_generated
 from mhc_model.recursion.search.index import Embedder
 from mhc_model.tokenizer.base import Tokenizer
+from serve.completions.prepare import Prepared
+from serve.completions.schemas import CompletionRequest, GatesSource
 from serve.errors import APIError
-from serve.prepare import Prepared
-from serve.schemas import CompletionRequest, GatesSource
 
 _POLL_S = 0.02
 _BUSY_S = 0.2  # until prompts that found a full queue are offered again

@@ -6,8 +6,8 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, Field, model_validator
 
+from serve.completions.schemas import Body, Gates, GatesSource
 from serve.errors import field_error
-from serve.schemas import Body, Gates, GatesSource
 
 MAX_PROGRAM = 8192
 MAX_QUESTION = 2000

@@ -25,8 +25,8 @@ from mhc_model.recursion import (
     index_for,
     run_program,
 )
-from serve.batcher import SHUTTING_DOWN, post
-from serve.calls import on_disconnect
+from serve.completions.batcher import SHUTTING_DOWN, post
+from serve.completions.calls import on_disconnect
 from serve.errors import (
     CLIENT_CLOSED_REQUEST,
     APIError,
@@ -35,8 +35,9 @@ from serve.errors import (
     timed_out,
     unavailable,
 )
-from serve.recursive_model import ServedModel
-from serve.recursive_schemas import (
+from serve.monitoring.tracing import RequestTrace, trace_of
+from serve.recursive.model import ServedModel
+from serve.recursive.schemas import (
     FoundPassage,
     RecursiveRequest,
     RecursiveResponse,
@@ -46,7 +47,6 @@ from serve.recursive_schemas import (
 )
 from serve.service import CompletionService
 from serve.settings import RecursiveSettings
-from serve.tracing import RequestTrace, trace_of
 
 
 class RecursiveService:

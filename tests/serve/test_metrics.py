@@ -11,11 +11,11 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from mhc_model.engine.request import EngineStats
-from serve.access_log import AccessLog
 from serve.app import create_app
 from serve.json_log import JsonLog
-from serve.metrics import ReplicaMetrics, exposition
-from serve.observer import Observers, RequestRecord
+from serve.monitoring.access_log import AccessLog
+from serve.monitoring.metrics import ReplicaMetrics, exposition
+from serve.monitoring.observer import Observers, RequestRecord
 
 BODY = {"prompt": ["Question: Tom", "a"], "max_tokens": 7, "temperature": 0, "ignore_eos": True}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from serve.page import CONTENT_TYPES
+from serve.playground.page import CONTENT_TYPES
 
 
 def test_files_are_served_with_their_types_and_a_strict_policy(call):
