@@ -29,7 +29,7 @@ from gymnasium.vector.utils import batch_space
 if not __package__:  # run as a file: Python looks beside it, not in the repository's root
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mhc_model.policy import PolicyConfig
+from mhc_model.config import PolicyConfig
 from mhc_model.settings import RaySettings, load_settings
 from rl.config import RLConfig
 

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from benchmarks.streams import eager_streams, triton_available, with_eager_streams
 from mhc_model.config import MHCConfig, ModelConfig
-from mhc_model.decoder.layers import MLP, Attend, Attention, rms_norm, rope_table
-from mhc_model.streams.connections import HyperConnection
+from mhc_model.decoder import Attend, Attention, rope_table
+from mhc_model.decoder.layers import MLP, rms_norm
+from mhc_model.streams import HyperConnection
 
 
 class Contestant(NamedTuple):

@@ -16,8 +16,7 @@ from benchmarks.timing import synchronize
 from mhc_model import Decoder, Engine, MHCConfig, ModelConfig, Request, SamplingParams
 from mhc_model.conversion.families import family_for
 from mhc_model.conversion.state_dicts import to_transformers
-from mhc_model.engine.base import EngineBase
-from mhc_model.engine.request import Completion
+from mhc_model.engine import Completion, EngineBase
 
 
 class Prompt(NamedTuple):

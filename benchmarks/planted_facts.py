@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mhc_model.recursion.search.text import cut, windows
-from mhc_model.tokenizer.base import Tokenizer
+from mhc_model.recursion.search import cut, windows
+from mhc_model.tokenizer import Tokenizer
 
 # (fact, question, answer). {p}, {q} are people, {t} a town, {n} a number: invented, and another
 # draw of them makes a distractor. A question repeats what it asks about and words the rest anew.

@@ -23,12 +23,9 @@ import torch
 
 from benchmarks.planted_facts import TEMPLATES, Planted, book_texts, generated_text, plant
 from mhc_model import Decoder, Engine, ModelConfig
-from mhc_model.recursion.model import EngineModel, LanguageModel
-from mhc_model.recursion.search.index import TextIndex
-from mhc_model.recursion.session import Session
-from mhc_model.recursion.settings import SessionSettings
-from mhc_model.recursion.sizes import index_for
-from mhc_model.tokenizer.base import Tokenizer
+from mhc_model.recursion import EngineModel, LanguageModel, Session, SessionSettings, index_for
+from mhc_model.recursion.search import TextIndex
+from mhc_model.tokenizer import Tokenizer
 
 BUDGET_TOKENS = 4096
 FACTS = 10  # planted in one text at a time

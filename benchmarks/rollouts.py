@@ -36,7 +36,7 @@ from benchmarks.timing import quantile
 from evals.problems.problem import Problem
 from evals.tasks.gsm8k import prompt_tokens
 from evals.tasks.gsm8k_pure import load_problems, score
-from mhc_model.checkpoint.directory import Checkpoint, load_checkpoint
+from mhc_model.checkpoint import Checkpoint, load_checkpoint
 from mhc_model.settings import RaySettings
 from rl.config import PoolSettings, RLConfig
 

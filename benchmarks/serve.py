@@ -42,8 +42,8 @@ if not __package__:  # run as a file: Python looks beside it, not in the reposit
 from benchmarks.mhc import machine_facts
 from benchmarks.timing import quantile
 from mhc_model import Decoder, Engine, MHCConfig, ModelConfig, Request, SamplingParams
-from mhc_model.checkpoint.directory import find_checkpoint, save_checkpoint
-from mhc_model.tokenizer.base import Tokenizer
+from mhc_model.checkpoint import find_checkpoint, save_checkpoint
+from mhc_model.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 MAX_REQUESTS = 100_000

@@ -12,7 +12,7 @@ from benchmarks.counting import saved_bytes
 from benchmarks.streams import triton_available, with_eager_streams
 from benchmarks.timing import interleave, print_times, summarize
 from mhc_model.config import MHCConfig, ModelConfig
-from mhc_model.decoder.decoder import Decoder
+from mhc_model.decoder import Decoder
 from mhc_model.settings import validate_settings
 from train.config import OptimizerConfig
 from train.loop.objective import Objective

@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.timing import WARM_UP
 from mhc_model.settings import validate_settings
-from mhc_model.tokenizer.base import Tokenizer
+from mhc_model.tokenizer import Tokenizer
 from train.config import TrainConfig
 from train.data.corpus import Corpus
 from train.loop.process_group import ProcessGroup

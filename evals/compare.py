@@ -26,9 +26,8 @@ from evals.statistics import (
     minimal_detectable_effect,
     paired_bootstrap,
 )
-from mhc_model.command import reports_errors
 from mhc_model.errors import ConfigError
-from mhc_model.settings import Settings, parse_command_line
+from mhc_model.settings import Settings, parse_command_line, reports_errors
 
 # What must agree between runs, and how a disagreement is put.
 _COMPARABLE = {

@@ -8,16 +8,14 @@ from pathlib import Path
 
 from torch import Tensor
 
-from evals.gate_rows import gate_rows
-from mhc_model.engine.engine import Engine
+from mhc_model.engine import Engine
 from mhc_model.errors import GateError
-from mhc_model.gates import GateValues
+from mhc_model.gates import GateValues, expand_gate_rows, parse_gates
 from mhc_model.policy import GatePolicy
 
-LEARNED = "learned"
 POLICY = "policy:"
 ACCEPTED = (
-    "accepted: learned; a number in [0, 1]; 1, L or 2L numbers separated by commas; a .json file "
+    "learned; a number in [0, 1]; 1, L or 2L numbers separated by commas; a .json file "
     "with a number or a list of them; policy:DIR with an exported gate policy"
 )
 
@@ -39,8 +37,8 @@ class GateChoice:
             self.policy = GatePolicy.load(argument.removeprefix(POLICY))
         elif argument.endswith(".json"):
             self._values = _read_json(Path(argument))
-        elif argument != LEARNED:
-            self._values = _read_numbers(argument)
+        else:
+            self._values = parse_gates(argument, ACCEPTED)
 
     def rows(self, engine: Engine, prompts: Sequence[Sequence[int]]) -> Tensor | None:
         """(n, 2L) float32 gates on the CPU for n prompts, or None for the learned ones.
@@ -53,7 +51,7 @@ class GateChoice:
             GateError: if the numbers or the policy do not fit the model.
         """
         if self.policy is None:
-            return gate_rows(self._values, len(prompts), engine.model.config)
+            return expand_gate_rows(self._values, len(prompts), engine.model.config)
         self._check_policy(self.policy, engine)
         return self.policy.gates_for_prompts(engine.model, prompts)
 
@@ -77,11 +75,6 @@ def _read_json(path: Path) -> GateValues:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise GateError(f"gates file {path} cannot be read: {error}; {ACCEPTED}") from None
-
-
-def _read_numbers(argument: str) -> list[float]:
-    try:
-        return [float(part) for part in argument.split(",")]
-    except ValueError:
-        raise GateError(f"gates are {argument!r}; {ACCEPTED}") from None
+        raise GateError(
+            f"gates file {path} cannot be read: {error}; accepted: {ACCEPTED}"
+        ) from None

@@ -19,7 +19,7 @@ from evals.tasks.gsm8k_pure import document
 from evals.tasks.multiple_choice import SOURCES, ChoiceProblem, load_choices
 from evals.tasks.plan import Plan, fingerprint
 from evals.tasks.text_plan import TextPlan, text_plan
-from mhc_model.engine.engine import Engine
+from mhc_model.engine import Engine
 from mhc_model.errors import ConfigError, DataError
 
 HUB = "hub"

@@ -6,8 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from evals.tasks.plan import Item, run_items
-from mhc_model.engine.engine import Engine
-from mhc_model.engine.request import Completion, Request
+from mhc_model.engine import Completion, Engine, Request
 from mhc_model.errors import EngineError
 from mhc_model.settings import RaySettings
 

@@ -26,11 +26,10 @@ from evals.settings import LATENCY, MEMORY, SCORED, SINKHORN, EvalSettings
 from evals.store import SampleStore
 from evals.tasks.plan import Plan, Runner
 from evals.tasks.text_plan import TextPlan
-from mhc_model.checkpoint.directory import load_checkpoint
-from mhc_model.command import reports_errors
-from mhc_model.engine.engine import Engine
+from mhc_model.checkpoint import load_checkpoint
+from mhc_model.engine import Engine
 from mhc_model.errors import CheckpointError
-from mhc_model.settings import parse_command_line
+from mhc_model.settings import parse_command_line, reports_errors
 
 # Settings that change how fast samples come, or where they go, but not what they are.
 FREE = {"out", "max_batch", "replicas", "ray", "device", "latency", "against", "checkpoint"}

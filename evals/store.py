@@ -8,10 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from evals.lock import lock_directory
 from evals.tasks.plan import Row
 from mhc_model.errors import ConfigError, DataError
-from mhc_model.files import replace_bytes, replace_text, split_lines
+from mhc_model.files import lock_directory, replace_bytes, replace_text, split_lines
 
 RUN, SAMPLES = "run.json", "samples.jsonl"
 

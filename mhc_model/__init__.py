@@ -1,48 +1,31 @@
-"""mHC transformers whose routing is an argument: model, gates, checkpoints, generation."""
+"""mHC transformers whose routing is an argument: model, gates, checkpoints, generation.
 
-from mhc_model.checkpoint.directory import (
-    Checkpoint,
-    find_checkpoint,
-    load_checkpoint,
-    save_checkpoint,
-)
-from mhc_model.config import MHCConfig, ModelConfig
-from mhc_model.decoder.decoder import Decoder
-from mhc_model.engine.engine import Engine
-from mhc_model.engine.request import Completion, Request, SamplingParams
-from mhc_model.errors import (
-    CheckpointError,
-    ConfigError,
-    DataError,
-    EngineError,
-    GateError,
-    MHCError,
-)
-from mhc_model.gates import expand_gates
-from mhc_model.generation import generate
-from mhc_model.streams.sinkhorn import SinkhornKnopp, doubly_stochastic_error, sinkhorn_knopp
+What comes in: text or token ids, and a gate vector a request. What goes out: logits and
+completions, checkpoints on disk, and figures of what the streams did. Nothing here imports Ray,
+FastAPI or the packages beside this one.
 
-__all__ = [
-    "Checkpoint",
-    "CheckpointError",
-    "Completion",
-    "ConfigError",
-    "DataError",
-    "Decoder",
-    "Engine",
-    "EngineError",
-    "GateError",
-    "MHCConfig",
-    "MHCError",
-    "ModelConfig",
-    "Request",
-    "SamplingParams",
-    "SinkhornKnopp",
-    "doubly_stochastic_error",
-    "expand_gates",
-    "find_checkpoint",
-    "generate",
-    "load_checkpoint",
-    "save_checkpoint",
-    "sinkhorn_knopp",
-]
+The ground, which everything may import:
+
+    errors.py   what goes wrong      settings.py   strict configuration, command lines
+    files.py    whole or not at all  config.py     what a model and a policy are
+    gates.py    what a caller may give as gates
+
+The rooms, each of which imports only what stands before it:
+
+    tokenizer/   text <-> ids
+    streams/     mHC around one sublayer
+    decoder/     ids + gates -> logits
+    checkpoint/  a model on disk
+    routing/     what the streams do         engine/  requests -> completions
+
+And what stands on them: policy.py (gates from a prompt), generation.py and engines.py (text from
+text, engines by name), conversion/ (pretrained models in and out), recursion/ (long texts),
+huggingface.py and vllm_plugin/ (the model in transformers and vLLM). sinkhorn.py and kernels.py are
+short names for a part of streams/.
+
+Names are loaded when they are first used: a command that only reads its settings needs no torch.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -9,16 +9,19 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from mhc_model.command import reports_errors
+from mhc_model.settings import reports_errors
 
 # Command -> its module and what it does. Modules are imported only when they are called.
 COMMANDS = {
     "convert": ("mhc_model.conversion.convert", "make a checkpoint of a pretrained model"),
     "export": ("mhc_model.conversion.export", "write a checkpoint for transformers' own class"),
-    "generate": ("mhc_model.side_by_side", "answers of checkpoints or gates, side by side"),
-    "inspect": ("mhc_model.inspection", "streams, gates and mixing of a checkpoint"),
+    "generate": ("mhc_model.generation", "answers of checkpoints or gates, side by side"),
+    "inspect": ("mhc_model.routing.command", "streams, gates and mixing of a checkpoint"),
     "validate": ("mhc_model.conversion.validate", "compare a converted model with its original"),
-    "validate-model": ("mhc_model.validate_model", "check that a checkpoint is whole and works"),
+    "validate-model": (
+        "mhc_model.checkpoint.validate",
+        "is a checkpoint whole, does it work",
+    ),
     "recurse": ("mhc_model.recursion.command", "answer a question about a text of any length"),
 }
 

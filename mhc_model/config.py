@@ -1,13 +1,20 @@
-"""Configuration of the model: what is fixed at training time and saved in config.json."""
+"""Configuration of a model and of a gate policy, saved beside their weights. Needs no torch.
+
+With them stand the words and limits that settings and requests share.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from mhc_model.settings import Settings
+
+EngineKind = Literal["torch", "vllm"]
+MAX_SAMPLES = 128  # of one request
+MAX_TOP_LOGPROBS = 20
 
 
 class MHCConfig(Settings):
@@ -74,6 +81,7 @@ class MHCConfig(Settings):
             return values
         values = dict(values)
         name = values.pop("preset")
+        name = PRESET_ALIASES.get(name, name) if isinstance(name, str) else name
         if not isinstance(name, str) or name not in PRESETS:
             raise ValueError(f"preset is {name!r}; allowed: {', '.join(PRESETS)}")
         preset = dict(PRESETS[name])
@@ -111,7 +119,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     # Published values of a dynamic mHC, for reproduction. exp(-160) is zero in float32: H_res is
     # the identity to the last bit and no gradient reaches it.
-    "plan": {
+    "published": {
         "projection": "iterations",
         "sinkhorn_iters": 20,
         "tau": 0.05,
@@ -129,6 +137,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "uniform": {"res_diagonal": 4.0, "stream_embedding_std": 0.0},
     "lite": {"projection": "permutations", "res_diagonal": 4.0},
 }
+PRESET_ALIASES = {"plan": "published"}
+"""Earlier names of presets, which configurations may still use."""
 
 
 class ModelConfig(Settings):
@@ -223,3 +233,60 @@ class ModelConfig(Settings):
     def n_gates(self) -> int:
         """2L, the number of gates of an mHC model; a plain model has none."""
         return 0 if self.mhc is None else 2 * self.n_layers
+
+
+ActionSpace = Literal["global", "per_layer", "per_sublayer"]
+Observation = Literal["mean_prompt_embedding", "mean_hidden_state"]
+HiddenWidths = tuple[Annotated[int, Field(ge=1)], ...]
+
+
+def check_observation(observation: Observation, layer: int | None) -> None:
+    """Refuses a layer where none is read, and none where one is.
+
+    Raises:
+        ValueError: naming both.
+    """
+    if (layer is not None) != (observation == "mean_hidden_state"):
+        raise ValueError(
+            f"observation_layer is {layer} with the observation {observation}; "
+            f"mean_hidden_state needs a layer from 1 to L, the others take none"
+        )
+
+
+class PolicyConfig(Settings):
+    """What a policy observes and sets; saved as policy.json."""
+
+    format: Literal[1] = Field(1, description="version of the policy directory")
+    action_space: ActionSpace = Field(description="one gate, one a layer, or one a sublayer")
+    n_layers: int = Field(ge=1, description="L, layers of the model that is steered")
+    observation: Observation = Field(
+        "mean_prompt_embedding",
+        description="mean over the prompt of its token embeddings, or of the hidden state after "
+        "observation_layer under the learned gates",
+    )
+    observation_layer: int | None = Field(
+        None, ge=1, description="1 to L, the layer of mean_hidden_state; none otherwise"
+    )
+    observation_dim: int = Field(ge=1, description="c, width of the model")
+    hidden: HiddenWidths = Field((64, 64), description="widths of the hidden layers")
+    checkpoint_hash: str | None = Field(
+        None, description="content hash of the checkpoint that it was trained on"
+    )
+
+    @model_validator(mode="after")
+    def _check_layer(self) -> PolicyConfig:
+        check_observation(self.observation, self.observation_layer)
+        if self.observation_layer is not None and self.observation_layer > self.n_layers:
+            raise ValueError(
+                f"observation_layer {self.observation_layer} exceeds n_layers {self.n_layers}"
+            )
+        return self
+
+    @property
+    def n_actions(self) -> int:
+        """A: 1, L or 2L."""
+        return {
+            "global": 1,
+            "per_layer": self.n_layers,
+            "per_sublayer": 2 * self.n_layers,
+        }[self.action_space]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import importlib.util
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from mhc_model.engine.base import EngineBase
-from mhc_model.engine.engine import Engine
+from mhc_model.config import EngineKind
 from mhc_model.errors import ConfigError
 
-EngineKind = Literal["torch", "vllm"]
+if TYPE_CHECKING:
+    from mhc_model.engine import EngineBase
 
 
 def load_engine(kind: EngineKind, checkpoint: str | Path, **options: Any) -> EngineBase:
@@ -28,6 +28,8 @@ def load_engine(kind: EngineKind, checkpoint: str | Path, **options: Any) -> Eng
     """
     check_engine(kind)
     if kind == "torch":
+        from mhc_model.engine import Engine
+
         return Engine.from_checkpoint(checkpoint, **options)
     # Its lines about every start are of no use among a run's own.
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")

@@ -1,9 +1,12 @@
-"""Files: written whole or not at all, files of one JSON value a line, their hashes."""
+"""Files: written whole or not at all, files of one JSON value a line, their hashes; and directories
+that one process at a time writes to."""
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -45,3 +48,19 @@ def read_lines(path: Path) -> list[str]:
 def split_lines(content: bytes) -> list[bytes]:
     """Lines of a file's content without their ends; the last one may lack its end."""
     return content.removesuffix(b"\n").split(b"\n") if content else []
+
+
+def lock_directory(directory: Path) -> int | None:
+    """Keeps other processes that ask out of a directory, without a file in it.
+
+    Returns:
+        A descriptor, which holds the lock until it is closed or the process ends; None if another
+        process holds it.
+    """
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor

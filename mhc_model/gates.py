@@ -1,4 +1,4 @@
-"""Gate vectors: what a caller may give, and the one function that expands it.
+"""Gate vectors: what a caller may give, and the functions that expand it.
 
 A model of L layers has 2L gates, ordered layer 0 attention, layer 0 mlp, layer 1 attention, ...
 Each blends the sublayer's stream mixing with the identity: (1 - g) I + g H_res.
@@ -14,9 +14,14 @@ from numbers import Real
 import torch
 from torch import Tensor
 
+from mhc_model.config import ModelConfig
 from mhc_model.errors import GateError
 
 SUBLAYERS = ("attention", "mlp")
+
+LEARNED = "learned"
+IN_WORDS = f"{LEARNED}, or 1, L or 2L numbers in [0, 1] separated by commas"
+"""What commands take as gates; some take more."""
 
 GateValues = float | Sequence[float] | Tensor
 """What a caller may give: one number, or a flat list or tensor of 1, L or 2L numbers."""
@@ -33,6 +38,24 @@ def allowed_gates(n_layers: int) -> str:
         f"allowed: 1 number (global), {n_layers} (one per layer) or {2 * n_layers} "
         f"(one per sublayer), each in [0, 1]"
     )
+
+
+def parse_gates(argument: str, accepted: str = IN_WORDS) -> list[float] | None:
+    """The gates of a command line: numbers separated by commas; `learned` is None.
+
+    Args:
+        argument: as it was typed.
+        accepted: what the command takes, for the error.
+
+    Raises:
+        GateError: if it is neither; their number and range are `expand_gates`' to check.
+    """
+    if argument == LEARNED:
+        return None
+    try:
+        return [float(part) for part in argument.split(",")]
+    except ValueError:
+        raise GateError(f"gates are {argument!r}; accepted: {accepted}") from None
 
 
 def expand_gates(gates: GateValues, n_layers: int) -> Tensor:
@@ -63,6 +86,35 @@ def expand_gates(gates: GateValues, n_layers: int) -> Tensor:
         raise GateError(f"{len(values)} gates given; {allowed_gates(n_layers)}")
     # -0.0 + 0.0 is 0.0: equal gates have equal bits, hence one hash.
     return torch.tensor(values, dtype=torch.float32) + 0.0
+
+
+def expand_gate_rows(gates: GateValues | None, count: int, config: ModelConfig) -> Tensor | None:
+    """Expands gates to one row a problem.
+
+    Args:
+        gates: None (the learned gates), whatever `expand_gates` takes (the same for all), or a
+            (count, 2L) tensor of numbers in [0, 1], one row a problem, as a gate policy gives it.
+        count: number of problems.
+        config: of the model that they are for.
+
+    Returns:
+        (count, 2L) float32 on the CPU, or None for the learned gates.
+
+    Raises:
+        GateError: for anything else, and for any gates of a plain model.
+    """
+    if gates is None:
+        return None
+    if config.mhc is None:
+        raise GateError("this model is plain (mhc: null): it takes no gates; use learned (none)")
+    if not isinstance(gates, Tensor) or gates.ndim != 2:
+        return expand_gates(gates, config.n_layers).expand(count, -1)
+    if gates.shape != (count, config.n_gates):
+        raise GateError(
+            f"gates have shape {tuple(gates.shape)}; expected ({count}, {config.n_gates}), one row "
+            f"a problem, or one vector for all: {allowed_gates(config.n_layers)}"
+        )
+    return torch.stack([expand_gates(row, config.n_layers) for row in gates])
 
 
 def _as_floats(gates: object, n_layers: int) -> list[float]:

@@ -21,14 +21,13 @@ from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutput
 from transformers.utils import logging
 
-from mhc_model.checkpoint.remote_code import MODEL_TYPE, shape_entries
+from mhc_model.checkpoint import MODEL_TYPE, shape_entries
 from mhc_model.config import ModelConfig
-from mhc_model.decoder.decoder import Decoder, quiet_about_mixing
-from mhc_model.decoder.layers import rope_table
+from mhc_model.decoder import Decoder, quiet_about_mixing, rope_table
 from mhc_model.errors import ConfigError, EngineError, GateError
 from mhc_model.gates import GateValues, expand_gates
 from mhc_model.settings import validate_settings
-from mhc_model.streams.connections import scale_columns
+from mhc_model.streams import scale_columns
 
 logger = logging.get_logger(__name__)
 

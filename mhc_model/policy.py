@@ -15,80 +15,34 @@ import tempfile
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Literal
 
 import torch
 from einops import repeat
-from pydantic import Field, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mhc_model.decoder.decoder import Decoder
+from mhc_model.config import ActionSpace, Observation, PolicyConfig
+from mhc_model.decoder import Decoder
 from mhc_model.errors import CheckpointError
 from mhc_model.gates import SUBLAYERS
-from mhc_model.settings import Settings, validate_settings
+from mhc_model.settings import validate_settings
+
+__all__ = [
+    "ActionSpace",
+    "GatePolicy",
+    "Observation",
+    "PolicyConfig",
+    "expand_actions",
+    "hidden_observation",
+    "observe_prompts",
+    "prompt_observation",
+]
 
 CONFIG, WEIGHTS = "policy.json", "policy.safetensors"
 
 NO_PROMPT = "an observation needs at least one prompt, each of at least one token"
-
-ActionSpace = Literal["global", "per_layer", "per_sublayer"]
-Observation = Literal["mean_prompt_embedding", "mean_hidden_state"]
-HiddenWidths = tuple[Annotated[int, Field(ge=1)], ...]
-
-
-def check_observation(observation: Observation, layer: int | None) -> None:
-    """Refuses a layer where none is read, and none where one is.
-
-    Raises:
-        ValueError: naming both.
-    """
-    if (layer is not None) != (observation == "mean_hidden_state"):
-        raise ValueError(
-            f"observation_layer is {layer} with the observation {observation}; "
-            f"mean_hidden_state needs a layer from 1 to L, the others take none"
-        )
-
-
-class PolicyConfig(Settings):
-    """What a policy observes and sets; saved as policy.json."""
-
-    format: Literal[1] = Field(1, description="version of the policy directory")
-    action_space: ActionSpace = Field(description="one gate, one a layer, or one a sublayer")
-    n_layers: int = Field(ge=1, description="L, layers of the model that is steered")
-    observation: Observation = Field(
-        "mean_prompt_embedding",
-        description="mean over the prompt of its token embeddings, or of the hidden state after "
-        "observation_layer under the learned gates",
-    )
-    observation_layer: int | None = Field(
-        None, ge=1, description="1 to L, the layer of mean_hidden_state; none otherwise"
-    )
-    observation_dim: int = Field(ge=1, description="c, width of the model")
-    hidden: HiddenWidths = Field((64, 64), description="widths of the hidden layers")
-    checkpoint_hash: str | None = Field(
-        None, description="content hash of the checkpoint that it was trained on"
-    )
-
-    @model_validator(mode="after")
-    def _check_layer(self) -> PolicyConfig:
-        check_observation(self.observation, self.observation_layer)
-        if self.observation_layer is not None and self.observation_layer > self.n_layers:
-            raise ValueError(
-                f"observation_layer {self.observation_layer} exceeds n_layers {self.n_layers}"
-            )
-        return self
-
-    @property
-    def n_actions(self) -> int:
-        """A: 1, L or 2L."""
-        return {
-            "global": 1,
-            "per_layer": self.n_layers,
-            "per_sublayer": len(SUBLAYERS) * self.n_layers,
-        }[self.action_space]
 
 
 class GatePolicy(nn.Module):

@@ -8,17 +8,18 @@ A command's configuration is one YAML file in configs/ plus overrides of any fie
 from __future__ import annotations
 
 import difflib
+import functools
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, ParamSpec, TypeVar, get_args
 
 import tyro
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from mhc_model.errors import ConfigError
+from mhc_model.errors import ConfigError, MHCError
 from mhc_model.files import replace_text
 
 
@@ -29,6 +30,7 @@ class Settings(BaseModel):
 
 
 S = TypeVar("S", bound=Settings)
+P = ParamSpec("P")
 
 
 class RaySettings(Settings):
@@ -208,3 +210,17 @@ def _take_value(arguments: list[str], flag: str) -> str | None:
         position += 1
     arguments[:] = rest
     return value
+
+
+def reports_errors(main: Callable[P, int]) -> Callable[P, int]:
+    """Turns an `MHCError` of a command into a line on standard error and the exit status 2."""
+
+    @functools.wraps(main)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> int:
+        try:
+            return main(*args, **kwargs)
+        except MHCError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+
+    return guarded

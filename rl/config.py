@@ -6,9 +6,14 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from mhc_model.engine.request import MAX_SAMPLES
-from mhc_model.engines import EngineKind
-from mhc_model.policy import ActionSpace, HiddenWidths, Observation, check_observation
+from mhc_model.config import (
+    MAX_SAMPLES,
+    ActionSpace,
+    EngineKind,
+    HiddenWidths,
+    Observation,
+    check_observation,
+)
 from mhc_model.settings import RaySettings, Settings
 
 

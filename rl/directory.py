@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
-from evals.lock import lock_directory
 from mhc_model.errors import ConfigError
+from mhc_model.files import lock_directory
 from mhc_model.settings import Settings, dump_settings, validate_settings
 
 CONFIG = "config.yaml"

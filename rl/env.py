@@ -20,8 +20,9 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from evals.problems.problem import Problem
-from mhc_model.engine.engine import Engine
-from mhc_model.policy import PolicyConfig, expand_actions
+from mhc_model.config import PolicyConfig
+from mhc_model.engine import Engine
+from mhc_model.policy import expand_actions
 from mhc_model.settings import validate_settings
 from rl.config import RLConfig
 from rl.pool.local_pool import LocalPool

@@ -13,10 +13,10 @@ from torch import Tensor
 from evals.problems.problem import Problem
 from evals.tasks.gsm8k import prompt_tokens
 from evals.tasks.gsm8k_pure import STOP_STRINGS, score
-from mhc_model.engine.request import Request, SamplingParams
+from mhc_model.engine import Request, SamplingParams
 from mhc_model.errors import DataError
 from mhc_model.files import replace_bytes, split_lines
-from mhc_model.tokenizer.base import Tokenizer
+from mhc_model.tokenizer import Tokenizer
 from rl.config import RLConfig
 from rl.pool.local_pool import LocalPool
 from rl.pool.pool import ReplicaPool, Result

@@ -14,9 +14,10 @@ from evals.problems.problem import Problem
 from evals.tasks.gsm8k import prompt_tokens
 from evals.tasks.gsm8k_pure import gold_answer, load_problems, prompt
 from evals.tasks.plan import fingerprint
-from mhc_model.checkpoint.directory import Checkpoint, load_checkpoint
+from mhc_model.checkpoint import Checkpoint, load_checkpoint
+from mhc_model.config import PolicyConfig
 from mhc_model.errors import CheckpointError, ConfigError
-from mhc_model.policy import PolicyConfig, observe_prompts
+from mhc_model.policy import observe_prompts
 from rl.config import RLConfig
 
 

@@ -13,13 +13,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mhc_model.checkpoint.directory import checkpoint_hash, find_checkpoint
-from mhc_model.command import reports_errors
+from mhc_model.checkpoint import checkpoint_hash, find_checkpoint
 from mhc_model.engines import check_engine
 from mhc_model.errors import ConfigError
 from mhc_model.policy import GatePolicy
-from mhc_model.settings import parse_command_line
-from mhc_model.tokenizer.base import FAST_FILE
+from mhc_model.settings import parse_command_line, reports_errors
+from mhc_model.tokenizer import FAST_FILE
 from serve.auth import load_keys
 from serve.completions.chat_template import ChatTemplate
 from serve.json_log import STREAMS, JsonLog

@@ -11,10 +11,10 @@ from pydantic import BaseModel, Field, PlainValidator, WithJsonSchema
 from torch import Tensor
 
 from mhc_model.config import ModelConfig
-from mhc_model.engine.base import EngineBase
+from mhc_model.engine import EngineBase
 from mhc_model.errors import GateError
 from mhc_model.gates import gate_names, gates_hash
-from mhc_model.routing.figures import PromptRouting, TokenRouting, prompt_routing
+from mhc_model.routing import PromptRouting, TokenRouting, prompt_routing
 from serve.completions.schemas import Body, Gates, GatesSource
 from serve.errors import APIError, error_responses
 from serve.monitoring.tracing import trace_of

@@ -14,12 +14,11 @@ from typing import TypeVar
 
 from fastapi import Request, Response
 
-from mhc_model.engine.base import EngineBase
-from mhc_model.engine.request import Completion
+from mhc_model.engine import Completion, EngineBase
 from mhc_model.errors import ConfigError
 from mhc_model.policy import GatePolicy
 from mhc_model.recursion.model import token_embedder
-from mhc_model.tokenizer.base import Tokenizer
+from mhc_model.tokenizer import Tokenizer
 from serve.completions.answers import Answer, ChatAnswer, CompletionAnswer, Served
 from serve.completions.batcher import Batcher
 from serve.completions.calls import EngineCall, on_disconnect

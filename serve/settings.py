@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from mhc_model.engines import EngineKind
+from mhc_model.config import EngineKind
 from mhc_model.settings import RaySettings, Settings
 
 # Calls that a replica may hold beyond its own queue: it answers these with a 429 at once. Without

@@ -12,8 +12,8 @@ from torch import Tensor
 from vllm_engines import vllm_engines
 
 from mhc_model import Decoder, MHCConfig, ModelConfig
-from mhc_model.routing.figures import watching
-from mhc_model.streams.connections import Coefficients, HyperConnection
+from mhc_model.decoder import watching
+from mhc_model.streams import Coefficients, HyperConnection
 
 # A shared machine is slow at times; how long an example takes is not what these tests are about.
 hypothesis.settings.register_profile("patient", deadline=None)

@@ -6,8 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from mhc_model.command import reports_errors
-from mhc_model.settings import parse_command_line
+from mhc_model.settings import parse_command_line, reports_errors
 from train.config import TrainConfig
 from train.estimate import estimate
 

@@ -13,9 +13,9 @@ from datetime import timedelta
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from mhc_model.checkpoint.directory import find_checkpoint, read_model_config
+from mhc_model.checkpoint import find_checkpoint, read_model_config
 from mhc_model.config import ModelConfig
-from mhc_model.decoder.decoder import Decoder, quiet_about_mixing
+from mhc_model.decoder import Decoder, describe, quiet_about_mixing
 from train.config import TrainConfig
 from train.data.shards import ShardedTokens
 from train.loop.hardware import peak_tflops
@@ -87,7 +87,7 @@ def estimate(config: TrainConfig) -> Estimate:
         model = Decoder(model_config, seed=None)
     tflops, device = _tflops(config)
     return Estimate(
-        description=Decoder.describe(model_config, config.context),
+        description=describe(Decoder, model_config, config.context),
         flops_per_token=model.estimate_flops(config.context),
         tokens=config.steps * config.total_batch_tokens,
         state_bytes=_state_bytes(config, model),

@@ -15,7 +15,7 @@ import ray.train.torch
 import yaml
 from filelock import FileLock, Timeout
 
-from mhc_model.checkpoint.directory import find_checkpoint, read_model_config
+from mhc_model.checkpoint import find_checkpoint, read_model_config
 from mhc_model.config import ModelConfig
 from mhc_model.errors import ConfigError, MHCError
 from mhc_model.settings import to_yaml, validate_settings

@@ -35,13 +35,11 @@ from evals.settings import SCORED
 from evals.tasks.gsm8k import MAX_TOKENS
 from evals.tasks.likelihood import Pair, encode_pair, likelihood_request, read_likelihood
 from evals.tasks.plan import Item, run_items
-from mhc_model.checkpoint.directory import find_checkpoint
-from mhc_model.command import reports_errors
-from mhc_model.engine.engine import Engine
-from mhc_model.engine.request import Completion, Request, SamplingParams
+from mhc_model.checkpoint import find_checkpoint
+from mhc_model.engine import Completion, Engine, Request, SamplingParams
 from mhc_model.errors import ConfigError, EngineError
 from mhc_model.files import replace_text
-from mhc_model.settings import Settings, parse_command_line
+from mhc_model.settings import Settings, parse_command_line, reports_errors
 
 
 @register_model("mhc-gates")

@@ -12,9 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from mhc_model.decoder.decoder import Decoder
-from mhc_model.engine.engine import Engine
-from mhc_model.engine.request import Request, SamplingParams
+from mhc_model.decoder import Decoder
+from mhc_model.engine import Engine, Request, SamplingParams
 from mhc_model.errors import ConfigError
 
 UNTIMED = 1  # repeats before the timed ones: they allocate

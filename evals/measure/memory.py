@@ -19,11 +19,9 @@ from typing import Any
 import torch
 from pydantic import Field
 
-from mhc_model.command import reports_errors
-from mhc_model.engine.engine import Engine
-from mhc_model.engine.request import Request, SamplingParams
+from mhc_model.engine import Engine, Request, SamplingParams
 from mhc_model.errors import EngineError
-from mhc_model.settings import Settings, parse_command_line
+from mhc_model.settings import Settings, parse_command_line, reports_errors
 
 STATUS = Path("/proc/self/status")
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
-from mhc_model.decoder.decoder import Decoder
+from mhc_model.decoder import Decoder
 from mhc_model.errors import ConfigError
-from mhc_model.routing.figures import watch_routing
+from mhc_model.routing import watch_routing
 
 
 def with_iterations(model: Decoder, iterations: int) -> Decoder:

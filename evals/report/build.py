@@ -24,10 +24,9 @@ from evals.report.sections import fixed_gate_picture, routing_section, tuning_se
 from evals.report.words import draft, limits
 from evals.results import accuracies, latency_table, memory_table, percent
 from evals.settings import BPB, LATENCY, MEMORY, EvalSettings
-from mhc_model.command import reports_errors
 from mhc_model.errors import ConfigError
 from mhc_model.files import replace_text
-from mhc_model.settings import Settings, parse_command_line
+from mhc_model.settings import Settings, parse_command_line, reports_errors
 
 HTML, MARKDOWN, PICTURES = "report.html", "report.md", "pictures"
 NOT_MEASURED = "not measured"

@@ -19,8 +19,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from evals.statistics import wilson_interval
-from mhc_model.routing.ascii import bars, heatmap, plot
-from mhc_model.routing.figures import SublayerRouting
+from mhc_model.routing import SublayerRouting, bars, heatmap, plot
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", "--", "-.", ":")

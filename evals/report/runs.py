@@ -10,10 +10,11 @@ from typing import Any
 
 import yaml
 
-from evals.gate_choice import LEARNED, POLICY
+from evals.gate_choice import POLICY
 from evals.results import RESULTS, read_results
 from mhc_model.errors import DataError
 from mhc_model.files import read_lines
+from mhc_model.gates import LEARNED
 
 METRICS, CONFIG, ROLLOUTS, SWEEP, SUMMARY = (
     "metrics.jsonl",

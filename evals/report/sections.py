@@ -17,9 +17,9 @@ from evals.report.token_kinds import mixing_by_kind
 from evals.results import accuracies, read_samples
 from evals.settings import SCORED
 from evals.tasks.gsm8k import EXTRACTIONS
-from mhc_model.checkpoint.directory import load_checkpoint
+from mhc_model.checkpoint import load_checkpoint
 from mhc_model.gates import gate_names
-from mhc_model.routing.figures import SublayerRouting, watch_routing
+from mhc_model.routing import SublayerRouting, watch_routing
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mhc_model.decoder.decoder import Decoder
-from mhc_model.routing.figures import watching
-from mhc_model.streams.connections import Coefficients, gated
-from mhc_model.tokenizer.base import Tokenizer
+from mhc_model.decoder import Decoder, watching
+from mhc_model.streams import Coefficients, gated
+from mhc_model.tokenizer import Tokenizer
 
 KINDS = ("separator", "number", "word", "part of a word", "sign", "space or line break")
 

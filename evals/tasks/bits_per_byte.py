@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from evals.gate_rows import gate_rows
-from mhc_model.decoder.decoder import Decoder
+from mhc_model.decoder import Decoder
 from mhc_model.errors import DataError
-from mhc_model.gates import GateValues
-from mhc_model.tokenizer.base import Tokenizer
+from mhc_model.gates import GateValues, expand_gate_rows
+from mhc_model.tokenizer import Tokenizer
 
 # Positions whose logits exist at once: with 50,257 tokens these are 200 MB in float32.
 LOGIT_POSITIONS = 1024
@@ -59,7 +58,7 @@ def bits_per_byte(
     """
     texts = list(texts)
     windows = cut_windows(model, tokenizer, texts, context)
-    rows = gate_rows(gates, len(texts), model.config)
+    rows = expand_gate_rows(gates, len(texts), model.config)
     nats = window_nats(model, tokenizer, windows, rows, batch_size)
     return sum(nats) / math.log(2.0) / sum(window.bytes for window in windows)
 

@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import Tensor
 
-from evals.gate_rows import gate_rows
 from evals.statistics import accuracy_entry
 from evals.tasks.likelihood import Pair, encode_pair, likelihood_request, read_likelihood
 from evals.tasks.multiple_choice import (
@@ -18,9 +17,8 @@ from evals.tasks.multiple_choice import (
     score_choices,
 )
 from evals.tasks.plan import Item, Plan, Row, check_ids, fingerprint, tokenizer_of
-from mhc_model.engine.engine import Engine
-from mhc_model.engine.request import Completion, Request
-from mhc_model.gates import GateValues
+from mhc_model.engine import Completion, Engine, Request
+from mhc_model.gates import GateValues, expand_gate_rows
 
 METRICS = ("acc", "acc_norm")
 
@@ -53,7 +51,7 @@ def choice_plan(
         EngineError: if the engine has no tokenizer.
     """
     check_ids([problem.id for problem in problems])
-    rows = gate_rows(gates, len(problems), engine.model.config)
+    rows = expand_gate_rows(gates, len(problems), engine.model.config)
     items = []
     cut = 0
     for position, problem in enumerate(problems):

@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import Tensor
 
-from evals.gate_rows import gate_rows
 from evals.problems.problem import Problem
 from evals.statistics import accuracy_entry
 from evals.tasks.gsm8k_pure import (
@@ -20,11 +19,10 @@ from evals.tasks.gsm8k_pure import (
     score,
 )
 from evals.tasks.plan import Item, Plan, Row, check_ids, fingerprint, tokenizer_of
-from mhc_model.engine.engine import Engine
-from mhc_model.engine.request import Completion, Request, SamplingParams
+from mhc_model.engine import Completion, Engine, Request, SamplingParams
 from mhc_model.errors import EngineError
-from mhc_model.gates import GateValues
-from mhc_model.tokenizer.base import Tokenizer
+from mhc_model.gates import GateValues, expand_gate_rows
+from mhc_model.tokenizer import Tokenizer
 
 EXTRACTIONS = ("strict", "flexible")
 MAX_TOKENS = 256  # lm-evaluation-harness's default; its gsm8k task sets none
@@ -100,7 +98,7 @@ def gsm8k_plan(
     if max_tokens < 1:
         raise EngineError(f"max_tokens is {max_tokens}; it must be at least 1")
     tokenizer = tokenizer_of(engine)
-    rows = gate_rows(gates, len(problems), engine.model.config)
+    rows = expand_gate_rows(gates, len(problems), engine.model.config)
     items = []
     cut = 0
     for position, problem in enumerate(problems):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from mhc_model.engine.request import Completion, Request, SamplingParams
+from mhc_model.engine import Completion, Request, SamplingParams
 from mhc_model.gates import GateValues
-from mhc_model.tokenizer.base import Tokenizer
+from mhc_model.tokenizer import Tokenizer
 
 
 class Pair(NamedTuple):

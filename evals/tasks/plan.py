@@ -11,10 +11,9 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mhc_model.engine.engine import Engine
-from mhc_model.engine.request import Completion, Request
+from mhc_model.engine import Completion, Engine, Request
 from mhc_model.errors import DataError, EngineError
-from mhc_model.tokenizer.base import Tokenizer
+from mhc_model.tokenizer import Tokenizer
 
 Row = dict[str, Any]
 """One sample as samples.jsonl has it; `id` pairs the results of two runs."""

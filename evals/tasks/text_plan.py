@@ -9,11 +9,10 @@ from typing import Any
 
 from torch import Tensor
 
-from evals.gate_rows import gate_rows
 from evals.tasks.bits_per_byte import Window, cut_windows, window_nats
 from evals.tasks.plan import Row, Runner, fingerprint, tokenizer_of
-from mhc_model.engine.engine import Engine
-from mhc_model.gates import GateValues
+from mhc_model.engine import Engine
+from mhc_model.gates import GateValues, expand_gate_rows
 
 # Batches between two writes of samples.jsonl: several, so that windows of one length meet.
 BATCHES_AT_ONCE = 8
@@ -90,7 +89,7 @@ def text_plan(
         EngineError: if the engine has no tokenizer.
     """
     windows = cut_windows(engine.model, tokenizer_of(engine), texts)
-    rows = gate_rows(gates, len(texts), engine.model.config)
+    rows = expand_gate_rows(gates, len(texts), engine.model.config)
     facts = {
         "source": source,
         "documents": len(texts),

@@ -30,12 +30,12 @@ from safetensors.torch import load_file, save_file
 
 from mhc_model.checkpoint.remote_code import REMOTE_CODE, config_entries
 from mhc_model.config import ModelConfig
-from mhc_model.decoder.decoder import Decoder, quiet_about_mixing
+from mhc_model.decoder import Decoder, quiet_about_mixing
 from mhc_model.errors import CheckpointError
 from mhc_model.files import file_sha256
 from mhc_model.settings import validate_settings
-from mhc_model.tokenizer.base import CONFIG_FILE as TOKENIZER_CONFIG
-from mhc_model.tokenizer.base import FAST_FILE, RANKS_FILE, Tokenizer
+from mhc_model.tokenizer import CONFIG_FILE as TOKENIZER_CONFIG
+from mhc_model.tokenizer import FAST_FILE, RANKS_FILE, Tokenizer, load_tokenizer
 
 FORMAT = 1
 CONFIG, WEIGHTS, MANIFEST = "config.json", "model.safetensors", "manifest.json"
@@ -180,7 +180,7 @@ def load_checkpoint(
     with quiet_about_mixing():
         model = Decoder(model_config, seed=None)
     _load_weights(model, directory / WEIGHTS)
-    tokenizer = load_tokenizer(directory)
+    tokenizer = checkpoint_tokenizer(directory)
     model = model.to(device)
     if dtype is not None:
         cast_matrices(model, dtype)
@@ -193,11 +193,11 @@ def load_checkpoint(
     )
 
 
-def load_tokenizer(directory: Path) -> Tokenizer | None:
+def checkpoint_tokenizer(directory: Path) -> Tokenizer | None:
     """The tokenizer of a whole checkpoint directory; None if it was saved without."""
     if not any((directory / name).exists() for name in (RANKS_FILE, FAST_FILE)):
         return None
-    return Tokenizer.from_directory(directory)
+    return load_tokenizer(directory)
 
 
 def stored_dtype(directory: Path) -> torch.dtype:

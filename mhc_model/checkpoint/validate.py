@@ -15,12 +15,9 @@ from pydantic import Field
 from torch import Tensor
 
 from mhc_model.checkpoint.directory import Checkpoint, load_checkpoint
-from mhc_model.decoder.cache import KVCache
-from mhc_model.decoder.decoder import Decoder
-from mhc_model.routing.figures import watching
+from mhc_model.decoder import Decoder, KVCache, watching
 from mhc_model.settings import Settings, parse_command_line
-from mhc_model.streams.connections import Coefficients
-from mhc_model.streams.sinkhorn import doubly_stochastic_error
+from mhc_model.streams import Coefficients, doubly_stochastic_error
 
 TEXTS = ("It's 3 + 4 = 7.\n\tnaïve café,  two  spaces", "北京 🙂", "")
 # Float32; matrices of another type are converted for the check.

@@ -18,17 +18,12 @@ from typing import Literal
 import torch
 from pydantic import Field
 
-from mhc_model.checkpoint.directory import (
-    Checkpoint,
-    cast_matrices,
-    load_checkpoint,
-    save_checkpoint,
-)
+from mhc_model.checkpoint import Checkpoint, cast_matrices, load_checkpoint, save_checkpoint
 from mhc_model.config import PRESETS, MHCConfig, ModelConfig
 from mhc_model.conversion.families import family_of
 from mhc_model.conversion.sources import Source, read_source
 from mhc_model.conversion.state_dicts import from_transformers
-from mhc_model.decoder.decoder import Decoder
+from mhc_model.decoder import Decoder
 from mhc_model.errors import ConfigError
 from mhc_model.settings import Settings, parse_command_line, validate_settings
 

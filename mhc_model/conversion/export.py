@@ -19,11 +19,11 @@ import torch
 from pydantic import Field
 from safetensors.torch import save_file
 
-from mhc_model.checkpoint.directory import load_checkpoint
+from mhc_model.checkpoint import load_checkpoint
 from mhc_model.conversion.families import family_for
 from mhc_model.conversion.sources import CONFIG, WEIGHTS
 from mhc_model.conversion.state_dicts import to_transformers
-from mhc_model.decoder.decoder import Decoder
+from mhc_model.decoder import Decoder
 from mhc_model.errors import CheckpointError
 from mhc_model.settings import Settings, parse_command_line
 

@@ -19,9 +19,7 @@ from tokenizers.models import BPE
 from torch import Tensor
 
 from mhc_model.errors import CheckpointError
-from mhc_model.tokenizer.base import CONFIG_FILE, FAST_FILE
-from mhc_model.tokenizer.fast_tokenizer import FastTokenizer
-from mhc_model.tokenizer.tiktoken_tokenizer import GPT2_PATTERN
+from mhc_model.tokenizer import CONFIG_FILE, FAST_FILE, GPT2_PATTERN, FastTokenizer
 
 # transformers' entry <- metadata, after the architecture's name.
 ENTRIES = {

@@ -14,8 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mhc_model.errors import CheckpointError
-from mhc_model.tokenizer.base import FAST_FILE
-from mhc_model.tokenizer.fast_tokenizer import FastTokenizer, tokenizer_files
+from mhc_model.tokenizer import FAST_FILE, FastTokenizer, tokenizer_files
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 HUB_FILES = (CONFIG, "*.safetensors", INDEX, "generation_config.json", "tokenizer*.json", "*.jinja")

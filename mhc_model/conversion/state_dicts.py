@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mhc_model.config import ModelConfig
 from mhc_model.conversion.families import Family, Rule
-from mhc_model.decoder.decoder import Decoder
+from mhc_model.decoder import Decoder
 from mhc_model.errors import CheckpointError
 
 

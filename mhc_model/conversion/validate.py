@@ -20,13 +20,12 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from mhc_model.checkpoint.directory import MANIFEST, Checkpoint, load_checkpoint
+from mhc_model.checkpoint import MANIFEST, Checkpoint, load_checkpoint
 from mhc_model.conversion.families import family_of
 from mhc_model.conversion.sources import Source, read_source
 from mhc_model.conversion.state_dicts import usual_keys
-from mhc_model.decoder.decoder import Decoder
-from mhc_model.engine.engine import Engine
-from mhc_model.engine.request import Request, SamplingParams
+from mhc_model.decoder import Decoder
+from mhc_model.engine import Engine, Request, SamplingParams
 from mhc_model.errors import CheckpointError, ConfigError
 from mhc_model.settings import Settings, parse_command_line
 

@@ -24,33 +24,13 @@ from torch.utils.checkpoint import checkpoint
 
 from mhc_model.config import MHCConfig, ModelConfig
 from mhc_model.decoder.cache import KVCache
-from mhc_model.decoder.layers import MLP, Attend, Attention, Norm, rms_norm, rope_table
-from mhc_model.errors import EngineError, GateError
-from mhc_model.gates import GateValues, allowed_gates, expand_gates
-from mhc_model.streams.connections import Coefficients, HyperConnection
+from mhc_model.decoder.gated import Gated
+from mhc_model.decoder.layers import Attend, Layer, Norm, rms_norm, rope_table
+from mhc_model.decoder.size import count_parameters, estimate_flops
+from mhc_model.errors import EngineError
+from mhc_model.streams import Coefficients, HyperConnection
 
 T = TypeVar("T")
-
-
-class Layer(nn.Module):
-    """One attention and one mlp sublayer, each with its own hyper-connection if there is mHC."""
-
-    def __init__(self, config: ModelConfig, index: int) -> None:
-        super().__init__()
-        self.config = config
-        self.index = index
-        self.attention_norm = Norm(config.norm, config.d_model, config.norm_eps)
-        self.attention = Attention(config, index)
-        self.mlp_norm = Norm(config.norm, config.d_model, config.norm_eps)
-        self.mlp = MLP(config)
-        if config.mhc is not None:
-            first, is_rms = 2 * index, config.norm != "layer"
-            self.attention_connection = HyperConnection(
-                config.mhc, config.d_model, first, config.norm_eps, is_rms
-            )
-            self.mlp_connection = HyperConnection(
-                config.mhc, config.d_model, first + 1, config.norm_eps, is_rms
-            )
 
 
 Watch = Callable[[int, Tensor, Coefficients, Tensor], None]
@@ -60,13 +40,13 @@ its gates (b,)."""
 
 @contextmanager
 def quiet_about_mixing() -> Iterator[None]:
-    """For who loads a model that exists: whether its mixing could learn is no news."""
+    """For callers that load an existing model, where it is no news that its mixing is stuck."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="H_res starts as the identity")
         yield
 
 
-class Decoder(nn.Module):
+class Decoder(Gated):
     """Token ids in, logits out. See the module's docstring for the architecture.
 
     Attributes:
@@ -87,11 +67,9 @@ class Decoder(nn.Module):
             seed: initialises the weights, independently of global state; None leaves all but the
                 hyper-connections as they come, for weights that are loaded next.
         """
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.watch: Watch | None = None
         self.gradient_checkpointing = False
-        self._set_gates: Tensor | None = None
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         if config.positions == "learned":
             self.position_embedding = nn.Embedding(config.max_seq_len, config.d_model)
@@ -175,67 +153,6 @@ class Decoder(nn.Module):
             for connection in (layer.attention_connection, layer.mlp_connection)
         ]
 
-    def learned_gates(self) -> Tensor:
-        """(2L,) float32 in (0, 1), differentiable: what `gates=None` means.
-
-        Raises:
-            GateError: for a plain model, which has no gates.
-        """
-        if self.config.mhc is None:
-            raise GateError("this model is plain (mhc: null): it has no gates")
-        return torch.sigmoid(self.gate_logits.float())
-
-    def gate_rows(self, rows: Sequence[GateValues | None]) -> Tensor:
-        """Gates of a batch in which some rows have their own and None means the default ones.
-
-        Args:
-            rows: per sequence None, a number, or L or 2L numbers, as `expand_gates` takes them.
-
-        Returns:
-            (b, 2L) float32 on the model's device. The default is the learned gates,
-            differentiable, unless `set_gates` has changed it.
-
-        Raises:
-            GateError: for gates out of range or of a wrong length, and for a plain model.
-        """
-        learned = self._default_gates()
-        expanded = [
-            None if row is None else expand_gates(row, self.config.n_layers) for row in rows
-        ]
-        return torch.stack([learned if row is None else row.to(learned) for row in expanded])
-
-    def set_gate(self, gate: float | Tensor) -> None:
-        """Makes one gate for all sublayers the default: what `gates=None` means, for notebooks.
-
-        No checkpoint holds it, gates given with a call win, and an Engine or a training run keeps
-        to the learned gates. `reset_gates` undoes it.
-
-        Raises:
-            GateError: if the gate is not in [0, 1], or the model is plain.
-        """
-        self.set_gates(gate)
-
-    def set_gates_per_layer(self, gates: Sequence[float]) -> None:
-        """As `set_gate`, with one gate for each of the L layers."""
-        self.learned_gates()  # a plain model has none
-        count = len(gates) if isinstance(gates, Sequence | Tensor) else 1
-        if count != self.config.n_layers:
-            raise GateError(f"{count} gates for {self.config.n_layers} layers; give one each")
-        self.set_gates(gates)
-
-    def set_gates(self, gates: GateValues) -> None:
-        """As `set_gate`, with whatever `expand_gates` takes."""
-        learned = self.learned_gates().detach()
-        self._set_gates = expand_gates(gates, self.config.n_layers).to(learned)
-
-    def reset_gates(self) -> None:
-        """Makes the learned gates the default again."""
-        self._set_gates = None
-
-    def _default_gates(self) -> Tensor:
-        learned = self.learned_gates()
-        return learned if self._set_gates is None else self._set_gates.to(learned)
-
     def forward(
         self, tokens: Tensor, gates: Tensor | None = None, cache: KVCache | None = None
     ) -> Tensor:
@@ -263,7 +180,7 @@ class Decoder(nn.Module):
     ) -> Tensor:
         """The normalised output of the last layer, (b, t, c); arguments as in `forward`."""
         b, t = tokens.shape
-        gates = self._gate_rows(gates, b)
+        gates = self._checked_gates(gates, b)
         attend = self._attend(tokens, cache)
         x = self.through_layers(tokens, self._positions(tokens, cache), gates, attend)
         if cache is not None:
@@ -273,7 +190,7 @@ class Decoder(nn.Module):
     def through_layers(
         self, tokens: Tensor, positions: Tensor, gates: Tensor | None, attend: Attend
     ) -> Tensor:
-        """What `hidden` computes, for who has arranged the attention; nothing is checked.
+        """What `hidden` computes, for callers that arrange the attention. Nothing is checked.
 
         Args:
             tokens: (b, t) int64.
@@ -307,7 +224,7 @@ class Decoder(nn.Module):
         """
         gates = self.learned_gates().expand(tokens.shape[0], -1)
         attend = self._attend(tokens, None)
-        # Unwatched: whoever watches waits for whole passes, perhaps in another thread.
+        # Unwatched: a watcher expects whole passes, and may have been set by another thread.
         x = self._embed(tokens, self._positions(tokens, None))
         return self._through_streams(x, gates, attend, layers, None)
 
@@ -407,21 +324,6 @@ class Decoder(nn.Module):
             return logits
         return self.config.softcap * torch.tanh(logits / self.config.softcap)
 
-    def _gate_rows(self, gates: Tensor | None, batch: int) -> Tensor | None:
-        if self.config.mhc is None:
-            if gates is not None:
-                raise GateError("this model is plain (mhc: null): it takes no gates")
-            return None
-        if gates is None:
-            return self._default_gates().expand(batch, -1)
-        if gates.shape != (batch, self.config.n_gates):
-            raise GateError(
-                f"gates have shape {tuple(gates.shape)}; expected ({batch}, "
-                f"{self.config.n_gates}), one row per sequence; "
-                f"{allowed_gates(self.config.n_layers)} through expand_gates"
-            )
-        return gates.to(self.gate_logits.device)
-
     def _attend(self, tokens: Tensor, cache: KVCache | None) -> Attend:
         b, t = tokens.shape
         if cache is None:
@@ -450,42 +352,19 @@ class Decoder(nn.Module):
         return self.rope_cos[positions][:, None], self.rope_sin[positions][:, None]
 
     def count_parameters(self) -> int:
-        return sum(parameter.numel() for parameter in self.parameters())
-
-    @classmethod
-    def describe(cls, config: ModelConfig, context: int | None = None) -> str:
-        """The size of a model of this configuration, in words, without building it.
-
-        `context` as in `estimate_flops`.
-        """
-        with torch.device("meta"):
-            model = cls(config, seed=None)
-            plain = cls(config.model_copy(update={"mhc": None}), seed=None)
-        count = model.count_parameters()
-        streams = f" ({count - plain.count_parameters():,} of them for the streams)"
-        text = f"{count:,} parameters{'' if config.mhc is None else streams}"
-        return f"{text}, {model.estimate_flops(context):,} FLOPs per token"
+        """Numbers that training changes; see `mhc_model.decoder.size`."""
+        return count_parameters(self)
 
     def estimate_flops(self, context: int | None = None) -> int:
-        """FLOPs per token of forward and backward (PaLM, arXiv:2204.02311, B).
+        """FLOPs per token of forward and backward at a context of T tokens; None is the model's."""
+        return estimate_flops(self, self.config, context)
 
-        6 for each weight of a matrix product, 12 L h d T for attention; look-ups are free. The
-        streams' own mixing adds 6 (n * n + 2 n) c per sublayer.
 
-        Args:
-            context: T, tokens of a sequence; None is the model's whole context.
-        """
-        config = self.config
-        context = config.max_seq_len if context is None else context
-        matrices = sum(
-            parameter.numel()
-            for name, parameter in self.named_parameters()
-            if parameter.ndim == 2 and not name.endswith(("embedding.weight", "stream_embedding"))
-        )
-        matrices += self.embedding.weight.numel() if config.tied else 0
-        attention = 12 * config.n_layers * config.n_heads * config.head_dim * context
-        mixing = 0
-        if config.mhc is not None:
-            n = config.mhc.n_streams
-            mixing = 6 * config.n_gates * (n * n + 2 * n) * config.d_model
-        return 6 * matrices + attention + mixing
+@contextmanager
+def watching(decoder: Decoder, watch: Watch) -> Iterator[None]:
+    """Sets `decoder.watch` inside the block; one at a time."""
+    before, decoder.watch = decoder.watch, watch
+    try:
+        yield
+    finally:
+        decoder.watch = before

@@ -1,4 +1,4 @@
-"""The two sublayers of the decoder and what they share.
+"""A layer of the decoder: its two sublayers and what they share.
 
 Axes: b batch, t token, s attended position, c channel, h head, d head dim.
 """
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mhc_model.config import ModelConfig
 from mhc_model.decoder.cache import KVCache
+from mhc_model.streams import HyperConnection
 
 
 def rms_norm(x: Tensor, eps: float) -> Tensor:
@@ -149,3 +150,24 @@ class MLP(nn.Module):
         if self.kind == "gelu":
             return self.down_proj(F.gelu(up, approximate="tanh"))
         return self.down_proj(F.relu(up).square())
+
+
+class Layer(nn.Module):
+    """One attention and one mlp sublayer, each with its own hyper-connection if there is mHC."""
+
+    def __init__(self, config: ModelConfig, index: int) -> None:
+        super().__init__()
+        self.config = config
+        self.index = index
+        self.attention_norm = Norm(config.norm, config.d_model, config.norm_eps)
+        self.attention = Attention(config, index)
+        self.mlp_norm = Norm(config.norm, config.d_model, config.norm_eps)
+        self.mlp = MLP(config)
+        if config.mhc is not None:
+            first, is_rms = 2 * index, config.norm != "layer"
+            self.attention_connection = HyperConnection(
+                config.mhc, config.d_model, first, config.norm_eps, is_rms
+            )
+            self.mlp_connection = HyperConnection(
+                config.mhc, config.d_model, first + 1, config.norm_eps, is_rms
+            )

@@ -15,19 +15,13 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
-from mhc_model.decoder.decoder import Decoder
-from mhc_model.engine.request import (
-    MAX_SAMPLES,
-    Completion,
-    Delta,
-    EngineStats,
-    FinishReason,
-    Request,
-)
+from mhc_model.config import MAX_SAMPLES
+from mhc_model.decoder import Decoder
+from mhc_model.engine.request import Completion, Delta, EngineStats, FinishReason, Request
 from mhc_model.engine.row import Row
 from mhc_model.errors import EngineError
 from mhc_model.gates import expand_gates
-from mhc_model.tokenizer.base import Tokenizer
+from mhc_model.tokenizer import Tokenizer
 
 
 class EngineBase(ABC):

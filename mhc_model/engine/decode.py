@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mhc_model.decoder.cache import KVCache
-from mhc_model.decoder.decoder import Decoder
+from mhc_model.decoder import Decoder, KVCache
 from mhc_model.engine.batch import Batch, Drawn, Wanted
 
 ROWS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)

@@ -20,9 +20,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mhc_model.checkpoint.directory import load_checkpoint
-from mhc_model.decoder.cache import KVArena
-from mhc_model.decoder.decoder import Decoder
+from mhc_model.checkpoint import load_checkpoint
+from mhc_model.decoder import Decoder
+from mhc_model.engine.arena import KVArena
 from mhc_model.engine.base import EngineBase
 from mhc_model.engine.batch import Batch, Drawn
 from mhc_model.engine.decode import DecodeStep
@@ -32,7 +32,7 @@ from mhc_model.engine.request import Completion, EngineStats
 from mhc_model.engine.row import Row
 from mhc_model.engine.scheduler import Scheduler
 from mhc_model.errors import EngineError
-from mhc_model.tokenizer.base import Tokenizer
+from mhc_model.tokenizer import Tokenizer
 
 PREFIX_CACHE_BYTES = 256 << 20
 # Prompt tokens read in a step beside rows that decode, and where none does.

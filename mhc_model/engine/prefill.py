@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mhc_model.decoder.decoder import Decoder
+from mhc_model.decoder import Decoder
 from mhc_model.engine.batch import Wanted, score
 from mhc_model.engine.row import Row
 

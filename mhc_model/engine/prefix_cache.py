@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from mhc_model.decoder.cache import KVCache
+from mhc_model.decoder import KVCache
 from mhc_model.gates import gates_hash
 
 BLOCK = 16  # tokens

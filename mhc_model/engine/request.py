@@ -8,13 +8,11 @@ from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Literal
 
+from mhc_model.config import MAX_TOP_LOGPROBS
 from mhc_model.errors import EngineError
 from mhc_model.gates import GateValues
 
 FinishReason = Literal["stop", "length", "cancelled"]
-
-MAX_TOP_LOGPROBS = 20
-MAX_SAMPLES = 128
 
 Alternatives = tuple[tuple[int, float], ...]
 """The likeliest tokens of one position, each with its log-probability, likeliest first."""

@@ -18,7 +18,7 @@ from mhc_model.engine.request import (
     Request,
     Timings,
 )
-from mhc_model.tokenizer.base import Tokenizer
+from mhc_model.tokenizer import Tokenizer
 
 # Seeds of the samples of a request: steps of the golden ratio of 2**63, so that requests with
 # neighbouring seeds share none.

@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Iterable
 
-from mhc_model.decoder.cache import KVArena
+from mhc_model.engine.arena import KVArena
 from mhc_model.engine.batch import Batch
 from mhc_model.engine.prefix_cache import BLOCK, PrefixCache
 from mhc_model.engine.row import Row

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from mhc_model.errors import BudgetError, SessionError
 from mhc_model.recursion.model import CancelToken, Gates, LanguageModel
-from mhc_model.recursion.search.text import LongText, Passage, cut, windows
+from mhc_model.recursion.search import LongText, Passage, cut, windows
 from mhc_model.recursion.settings import SessionSettings
 
 _SAMPLE = 20_000  # characters from which the characters of a token are estimated

@@ -15,15 +15,14 @@ from pathlib import Path
 
 from pydantic import Field
 
-from mhc_model.engine.engine import Engine
+from mhc_model.engine import Engine
 from mhc_model.errors import ConfigError, DataError
 from mhc_model.recursion.endpoint import EndpointModel
-from mhc_model.recursion.model import EngineModel, LanguageModel
+from mhc_model.recursion.model import EngineModel, LanguageModel, index_for
 from mhc_model.recursion.program import run_program
 from mhc_model.recursion.session import Session
 from mhc_model.recursion.settings import SessionSettings
-from mhc_model.recursion.sizes import index_for
-from mhc_model.recursion.strategy import Answer
+from mhc_model.recursion.transcript import Answer
 from mhc_model.settings import parse_command_line
 
 KEY_VARIABLE = "MHC_ENDPOINT_KEY"

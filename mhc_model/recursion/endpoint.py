@@ -15,7 +15,7 @@ import torch
 
 from mhc_model.errors import EndpointError, SessionError
 from mhc_model.recursion.model import CancelToken, Gates, Generated
-from mhc_model.recursion.search.index import Embedder
+from mhc_model.recursion.search import Embedder
 
 MAX_RESPONSE = 32 << 20  # bytes
 _RETRIED = frozenset({408, 429, 500, 502, 503, 504})

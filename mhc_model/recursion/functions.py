@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from mhc_model.recursion.prompts import answered
-from mhc_model.recursion.search.text import Passage
+from mhc_model.recursion.search import Passage
+from mhc_model.recursion.settings import answered
 
 MAX_STRING = 200_000  # characters of one value
 

@@ -10,18 +10,21 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from mhc_model.decoder.decoder import Decoder
-from mhc_model.engine.engine import Engine
-from mhc_model.engine.request import Completion, Request, SamplingParams
+from mhc_model.decoder import Decoder
+from mhc_model.engine import Completion, Engine, Request, SamplingParams
 from mhc_model.errors import CancelledError, EngineError, SessionError
 from mhc_model.gates import GateValues
 from mhc_model.policy import prompt_observation
-from mhc_model.recursion.search.index import Embedder
-from mhc_model.tokenizer.base import Tokenizer
+from mhc_model.recursion.search import Embedder, TextIndex
+from mhc_model.recursion.settings import SessionSettings
+from mhc_model.tokenizer import Tokenizer
 
 Gates = GateValues | str | None
 """As the HTTP API takes them: numbers, "learned", None, and what else a model understands."""
 
+PASSAGE_CHARS = 960
+_SAMPLE = 20_000  # characters from which the characters of a token are estimated
+_TEXT_SHARE = 0.6  # of a prompt: the rest is the question and what is asked of the model
 _EMBED_BATCH = 8  # passages in one forward pass
 
 
@@ -208,3 +211,20 @@ def token_embedder(model: Decoder, tokenizer: Tokenizer) -> Embedder:
         return prompt_observation(model, [tokenizer.encode(text) for text in texts])
 
     return Embedder(embed, "words")
+
+
+def index_for(
+    text: str, model: LanguageModel, settings: SessionSettings, passage_chars: int = PASSAGE_CHARS
+) -> TextIndex:
+    """An index whose passages fit into the model's context with a question and an answer.
+
+    They overlap by a quarter. A small context makes them smaller than `passage_chars`.
+
+    Raises:
+        SessionError: for an empty text.
+    """
+    sample = text[:_SAMPLE]
+    per_token = len(sample) / max(1, model.count_tokens(sample))
+    room = _TEXT_SHARE * (model.context - settings.max_tokens)
+    size = max(8, min(passage_chars, int(per_token * room)))
+    return TextIndex(text, size, size // 4, model.embedder)

@@ -24,10 +24,10 @@ from typing import Any
 
 from mhc_model.errors import BudgetError, CancelledError, ProgramError
 from mhc_model.recursion import functions
-from mhc_model.recursion.prompts import answered
-from mhc_model.recursion.search.text import Passage
+from mhc_model.recursion.search import Passage
 from mhc_model.recursion.session import Session
-from mhc_model.recursion.strategy import Answer, FinishReason
+from mhc_model.recursion.settings import answered
+from mhc_model.recursion.transcript import Answer, FinishReason
 
 MAX_PROGRAM = 8192  # characters
 MAX_NODES = 2000

@@ -3,44 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
 
 from mhc_model.errors import BudgetError
 from mhc_model.recursion.calls import Calls
-from mhc_model.recursion.prompts import answered
-from mhc_model.recursion.search.text import Passage
-
-if TYPE_CHECKING:
-    from mhc_model.recursion.session import Session
-
-FinishReason = Literal["answered", "not_found", "budget", "cancelled"]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """How a question ended.
-
-    Attributes:
-        text: the answer; None if there is none.
-        finish_reason: "answered"; "not_found" if all was read and nothing said it; "budget" if
-            tokens ran out first; "cancelled".
-        passages: what search found for it.
-        read: chunks that the model read after the passages, and how many there are.
-        detail: what ended it, where it did not end by itself.
-    """
-
-    text: str | None
-    finish_reason: FinishReason
-    passages: tuple[Passage, ...] = ()
-    read: tuple[int, int] = (0, 0)
-    detail: str | None = None
+from mhc_model.recursion.search import Passage
+from mhc_model.recursion.settings import answered
+from mhc_model.recursion.transcript import Answer
+from mhc_model.recursion.verbs import Verbs
 
 
 class Strategy:
-    """One question over one session's text, with that session's verbs."""
+    """One question over one session's text, with its verbs."""
 
-    def __init__(self, session: Session, calls: Calls, question: str) -> None:
+    def __init__(self, session: Verbs, calls: Calls, question: str) -> None:
         self._session = session
         self._calls = calls
         self._question = question

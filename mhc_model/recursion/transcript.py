@@ -1,15 +1,41 @@
-"""What a session did: every verb with its arguments, result, tokens, depth and time."""
+"""What a session gives back: an answer, and what it did.
+
+Every verb is recorded with its arguments, result, tokens, depth and time.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
-from mhc_model.recursion.search.text import Passage
+from mhc_model.recursion.search import Passage
 
 MAX_RECORDED = 1000  # characters of a text in the transcript; a longer one is cut there
+
+
+FinishReason = Literal["answered", "not_found", "budget", "cancelled"]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """How a question ended.
+
+    Attributes:
+        text: the answer; None if there is none.
+        finish_reason: "answered"; "not_found" if all was read and nothing said it; "budget" if
+            tokens ran out first; "cancelled".
+        passages: what search found for it.
+        read: chunks that the model read after the passages, and how many there are.
+        detail: what ended it, where it did not end by itself.
+    """
+
+    text: str | None
+    finish_reason: FinishReason
+    passages: tuple[Passage, ...] = ()
+    read: tuple[int, int] = (0, 0)
+    detail: str | None = None
 
 
 @dataclass(frozen=True)

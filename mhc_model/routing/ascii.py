@@ -83,17 +83,3 @@ def plot(
     lines.append(f"{'':>{margin}}  {ends}{f'{right:.4g}':>{width - len(ends)}}")
     legend = "   ".join(f"{mark} {name}" for mark, name in zip(marks, series, strict=True))
     return "\n".join([*lines, f"{'':>{margin}}  {legend}"])
-
-
-def histogram(values: Sequence[float], low: float, high: float, bins: int = 10) -> str:
-    """How many values fall into each of some equal parts of low .. high, as bars."""
-    counts = [0] * bins
-    for value in values:
-        counts[min(bins - 1, max(0, int((value - low) / (high - low) * bins)))] += 1
-    step = (high - low) / bins
-    return bars(
-        {
-            f"{low + i * step:.2f} to {low + (i + 1) * step:.2f}": float(count)
-            for i, count in enumerate(counts)
-        }
-    )

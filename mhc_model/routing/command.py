@@ -14,9 +14,9 @@ from pydantic import Field
 from torch import Tensor
 from tyro.conf import Positional
 
-from mhc_model.checkpoint.directory import Checkpoint, load_checkpoint
+from mhc_model.checkpoint import Checkpoint, load_checkpoint
 from mhc_model.errors import ConfigError
-from mhc_model.gates import expand_gates, gate_names
+from mhc_model.gates import expand_gates, gate_names, parse_gates
 from mhc_model.routing.ascii import bars, heatmap
 from mhc_model.routing.figures import Routing, SublayerRouting, watch_routing
 from mhc_model.settings import Settings, parse_command_line
@@ -112,22 +112,6 @@ def observe(loaded: Checkpoint, text: str, gates: Tensor | list[float] | None) -
     with watch_routing(model) as routing, torch.inference_mode():
         model(torch.tensor([tokens], device=device), row)
     return routing
-
-
-def parse_gates(argument: str) -> list[float] | None:
-    """The gates of a command line: `learned` is None.
-
-    Raises:
-        ConfigError: if it is neither that nor numbers.
-    """
-    if argument == "learned":
-        return None
-    try:
-        return [float(part) for part in argument.split(",")]
-    except ValueError:
-        raise ConfigError(
-            f"gates are {argument!r}; give learned, or 1, L or 2L numbers separated by commas"
-        ) from None
 
 
 def summary(routing: Routing, names: Sequence[str], ascii: bool) -> str:

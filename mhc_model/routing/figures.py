@@ -19,11 +19,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mhc_model.decoder.decoder import Decoder, Watch
+from mhc_model.decoder import Decoder, watching
 from mhc_model.errors import EngineError, GateError
 from mhc_model.gates import GateValues
-from mhc_model.streams.connections import Coefficients, gated
-from mhc_model.streams.sinkhorn import doubly_stochastic_error
+from mhc_model.streams import Coefficients, doubly_stochastic_error, gated
 
 
 class SublayerRouting(NamedTuple):
@@ -219,13 +218,3 @@ def watch_routing(decoder: Decoder) -> Iterator[Routing]:
     routing = Routing(decoder)
     with watching(decoder, routing):
         yield routing
-
-
-@contextmanager
-def watching(decoder: Decoder, watch: Watch) -> Iterator[None]:
-    """Sets `decoder.watch` inside the block; one at a time."""
-    before, decoder.watch = decoder.watch, watch
-    try:
-        yield
-    finally:
-        decoder.watch = before

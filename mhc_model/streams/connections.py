@@ -19,10 +19,10 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mhc_model.config import MHCConfig
-from mhc_model.decoder.layers import rms_norm
 from mhc_model.streams import kernels
 from mhc_model.streams.sinkhorn import permutation_mixture, sinkhorn_knopp
 
@@ -245,7 +245,9 @@ class HyperConnection(nn.Module):
             _unflatten(entry.post, lead),
             _unflatten(self._project(entry.logits), lead),
         )
-        u = rms_norm(entry.u, self.norm_eps) if self.normalises else entry.u
+        u = entry.u
+        if self.normalises:
+            u = F.rms_norm(u, (u.shape[-1],), eps=self.norm_eps)
         return _unflatten(u, lead), coefficients
 
     def _project(self, logits: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ def register() -> None:
     from vllm import ModelRegistry
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP
 
-    from mhc_model.checkpoint.remote_code import MODEL_TYPE
+    from mhc_model.checkpoint import MODEL_TYPE
     from mhc_model.huggingface import MHCGatesConfig
     from mhc_model.vllm_plugin.admission import install
     from mhc_model.vllm_plugin.settings import MHCGatesSettings

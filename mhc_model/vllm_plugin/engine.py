@@ -26,22 +26,27 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.llm_engine import LLMEngine
 from vllm.v1.executor import Executor
 
-from mhc_model.checkpoint.directory import (
+from mhc_model.checkpoint import (
+    checkpoint_tokenizer,
     find_checkpoint,
-    load_tokenizer,
     read_model_config,
     stored_dtype,
     verified_manifest,
 )
-from mhc_model.config import ModelConfig
-from mhc_model.decoder.decoder import Decoder
-from mhc_model.engine.base import EngineBase
-from mhc_model.engine.engine import PREFILL_CHUNK, PREFIX_CACHE_BYTES
-from mhc_model.engine.request import MAX_TOP_LOGPROBS, Alternatives, Completion, EngineStats
-from mhc_model.engine.row import Row
+from mhc_model.config import MAX_TOP_LOGPROBS, ModelConfig
+from mhc_model.decoder import Decoder
+from mhc_model.engine import (
+    PREFILL_CHUNK,
+    PREFIX_CACHE_BYTES,
+    Alternatives,
+    Completion,
+    EngineBase,
+    EngineStats,
+    Row,
+)
 from mhc_model.errors import ConfigError, EngineError
 from mhc_model.huggingface import MHCGatesConfig
-from mhc_model.tokenizer.base import Tokenizer
+from mhc_model.tokenizer import Tokenizer
 from mhc_model.vllm_plugin import register
 from mhc_model.vllm_plugin.admission import GATES
 from mhc_model.vllm_plugin.model import paged_head_dim
@@ -140,7 +145,7 @@ class VLLMEngine(EngineBase):
             enable_prefix_caching=prefix_cache_bytes > 0,
             enforce_eager=not (cuda_graphs or compiled),
         )
-        return cls(engine, load_tokenizer(directory), manifest["content_hash"], context)
+        return cls(engine, checkpoint_tokenizer(directory), manifest["content_hash"], context)
 
     @property
     def max_seq_len(self) -> int:

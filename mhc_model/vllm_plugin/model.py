@@ -20,10 +20,9 @@ from vllm.model_executor.layers.attention import Attention as PagedAttention
 from vllm.platforms import current_platform
 from vllm.sequence import IntermediateTensors
 
-from mhc_model.checkpoint.directory import cast_matrices
+from mhc_model.checkpoint import cast_matrices
 from mhc_model.config import ModelConfig
-from mhc_model.decoder.decoder import Decoder, quiet_about_mixing
-from mhc_model.decoder.layers import Attend, Attention
+from mhc_model.decoder import Attend, Attention, Decoder, quiet_about_mixing
 from mhc_model.errors import CheckpointError, ConfigError, EngineError
 
 

@@ -19,7 +19,7 @@ from vllm.v1.worker.gpu.mm.encoder_cache import EncoderCache
 from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 from vllm.v1.worker.gpu.states import RequestState
 
-from mhc_model.decoder.decoder import Decoder
+from mhc_model.decoder import Decoder
 from mhc_model.vllm_plugin.admission import gates_of
 
 

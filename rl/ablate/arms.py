@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple, get_args
 
-from mhc_model.policy import ActionSpace
+from mhc_model.config import ActionSpace
 
 LEARNED, KNOWN = "learned", "known"
 PPO, BEST_CONSTANT, RANDOM, CEM = "ppo", "best_constant", "random", "cem"

@@ -6,7 +6,7 @@ from typing import get_args
 
 from pydantic import Field, model_validator
 
-from mhc_model.policy import ActionSpace
+from mhc_model.config import ActionSpace
 from mhc_model.settings import Settings
 from rl.ablate.arms import (
     CEM,

@@ -15,11 +15,12 @@ from torch import Tensor
 from evals.problems.problem import Problem
 from evals.tasks.gsm8k import prompt_tokens
 from evals.tasks.gsm8k_pure import load_problems
-from mhc_model.checkpoint.directory import Checkpoint
+from mhc_model.checkpoint import Checkpoint
+from mhc_model.config import PolicyConfig
 from mhc_model.errors import DataError
 from mhc_model.files import read_lines, replace_json
 from mhc_model.gates import expand_gates
-from mhc_model.policy import GatePolicy, PolicyConfig, expand_actions
+from mhc_model.policy import GatePolicy, expand_actions
 from rl.ablate.arms import (
     BEST_CONSTANT,
     CEM,

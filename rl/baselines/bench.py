@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from evals.problems.problem import Problem
-from mhc_model.policy import PolicyConfig, expand_actions
+from mhc_model.config import PolicyConfig
+from mhc_model.policy import expand_actions
 from rl.env import ProblemStream
 from rl.rollouts import Asker, RolloutLog
 

@@ -16,9 +16,10 @@ from torch.nn import functional as F
 
 from evals.problems.problem import Problem
 from evals.tasks.gsm8k import prompt_tokens
-from mhc_model.decoder.decoder import Decoder
-from mhc_model.policy import GatePolicy, PolicyConfig, expand_actions
-from mhc_model.tokenizer.base import Tokenizer
+from mhc_model.config import PolicyConfig
+from mhc_model.decoder import Decoder
+from mhc_model.policy import GatePolicy, expand_actions
+from mhc_model.tokenizer import Tokenizer
 from rl.env import ProblemStream
 
 IGNORED = -100  # cross_entropy's own mark of positions that do not count

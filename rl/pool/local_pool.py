@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mhc_model.engine.engine import Engine
-from mhc_model.engine.request import Request
+from mhc_model.engine import Engine, Request
 from rl.pool.pool import Result
 
 

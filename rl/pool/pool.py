@@ -23,8 +23,8 @@ from typing import NamedTuple
 
 import ray
 
-from mhc_model.checkpoint.directory import checkpoint_hash
-from mhc_model.engine.request import Completion, Request
+from mhc_model.checkpoint import checkpoint_hash
+from mhc_model.engine import Completion, Request
 from mhc_model.engines import check_engine
 from mhc_model.errors import EngineError
 from rl.config import PoolSettings

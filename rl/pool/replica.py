@@ -12,10 +12,10 @@ from typing import NamedTuple
 import ray
 import torch
 
-from mhc_model.checkpoint.directory import find_checkpoint
-from mhc_model.engine.base import EngineBase
-from mhc_model.engine.request import Completion, Request
-from mhc_model.engines import EngineKind, load_engine
+from mhc_model.checkpoint import find_checkpoint
+from mhc_model.config import EngineKind
+from mhc_model.engine import Completion, EngineBase, Request
+from mhc_model.engines import load_engine
 from mhc_model.errors import MHCError
 
 

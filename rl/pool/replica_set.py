@@ -17,7 +17,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayError, RayTaskError
 
-from mhc_model.engine.request import Completion, Request
+from mhc_model.engine import Completion, Request
 from mhc_model.errors import EngineError, MHCError
 from rl.config import PoolSettings
 from rl.pool.replica import Replica, Report

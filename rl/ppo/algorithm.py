@@ -29,8 +29,9 @@ from ray.rllib.utils.metrics import (
 )
 from ray.tune.registry import register_env
 
+from mhc_model.config import PolicyConfig
 from mhc_model.errors import ConfigError, MHCError
-from mhc_model.policy import GatePolicy, PolicyConfig
+from mhc_model.policy import GatePolicy
 from rl.config import PoolSettings, RLConfig
 from rl.ppo.learner import OneStepLearner
 from rl.ppo.module import GateModule

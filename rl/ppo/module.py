@@ -15,7 +15,8 @@ from ray.rllib.core.rl_module.apis.value_function_api import ValueFunctionAPI
 from ray.rllib.core.rl_module.torch import TorchRLModule
 from torch import Tensor, nn
 
-from mhc_model.policy import GatePolicy, PolicyConfig
+from mhc_model.config import PolicyConfig
+from mhc_model.policy import GatePolicy
 
 # A sample that rounds to 0 or 1 would have a log-density of minus infinity.
 EDGE = 1e-6

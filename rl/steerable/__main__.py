@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mhc_model.command import reports_errors
-from mhc_model.settings import parse_command_line
+from mhc_model.settings import parse_command_line, reports_errors
 from rl.steerable.config import SteerableConfig
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from mhc_model.policy import ActionSpace
+from mhc_model.config import ActionSpace
 from mhc_model.settings import Settings
 from rl.ablate.config import AblateConfig
 from rl.steerable.task import KINDS, expressible

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from evals.problems.problem import Problem
 from evals.results import markdown
 from evals.statistics import mcnemar_exact
-from mhc_model.checkpoint.directory import load_checkpoint, save_checkpoint
+from mhc_model.checkpoint import load_checkpoint, save_checkpoint
 from mhc_model.errors import ConfigError
 from mhc_model.files import replace_json, replace_text
 from rl.ablate.arms import CONSTANT, KNOWN, LEARNED, PPO

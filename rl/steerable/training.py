@@ -17,8 +17,8 @@ from evals.problems.problem import Problem
 from evals.tasks.gsm8k import prompt_tokens
 from evals.tasks.gsm8k_pure import document
 from mhc_model.config import MHCConfig, ModelConfig
-from mhc_model.decoder.decoder import Decoder
-from mhc_model.tokenizer.base import Tokenizer
+from mhc_model.decoder import Decoder
+from mhc_model.tokenizer import Tokenizer
 from rl.steerable.config import ModelSettings
 from rl.steerable.task import digit_of
 

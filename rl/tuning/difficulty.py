@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from evals.problems.problem import Problem
+from mhc_model.config import PolicyConfig
 from mhc_model.errors import ConfigError
 from mhc_model.files import replace_text
-from mhc_model.policy import PolicyConfig
 from rl.config import RLConfig
 from rl.rollouts import Asker
 from rl.setup import problems_hash

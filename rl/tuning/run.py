@@ -26,9 +26,10 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from evals.problems.problem import Problem
+from mhc_model.config import PolicyConfig
 from mhc_model.errors import DataError
 from mhc_model.files import read_lines, replace_json, replace_text
-from mhc_model.policy import GatePolicy, PolicyConfig
+from mhc_model.policy import GatePolicy
 from rl.config import RLConfig
 from rl.directory import check_directory, check_same, locked_directory, save_config
 from rl.env import GateVectorEnv

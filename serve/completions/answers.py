@@ -12,8 +12,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from mhc_model.engine.request import Completion, Delta, PromptLogprobs
-from mhc_model.tokenizer.base import Tokenizer
+from mhc_model.engine import Completion, Delta, PromptLogprobs
+from mhc_model.tokenizer import Tokenizer
 from serve.completions.batcher import Event
 from serve.completions.chat_schemas import ChatChoice, ChatRequest, ChatResponse
 from serve.completions.logprobs import LegacyLogprobs, LogprobWriter, TokenNames, joined

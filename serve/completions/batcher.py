@@ -21,8 +21,7 @@ from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol, TypeVar
 
-from mhc_model.engine.base import EngineBase
-from mhc_model.engine.request import Completion, Delta, EngineStats, Request
+from mhc_model.engine import Completion, Delta, EngineBase, EngineStats, Request
 from mhc_model.errors import EngineError, GateError
 from serve.errors import overloaded, unavailable
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from starlette.requests import ClientDisconnect
 
-from mhc_model.engine.request import Completion, Request
+from mhc_model.engine import Completion, Request
 from serve.completions.batcher import Batcher, Event, post
 from serve.errors import timed_out
 

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BaseModel, Field, PlainValidator, WithJsonSchema, model_validator
 
-from mhc_model.engine.request import MAX_TOP_LOGPROBS
+from mhc_model.config import MAX_TOP_LOGPROBS
 from serve.completions.schemas import MAX_INTEGER, Body, GenerationRequest, Response
 from serve.errors import field_error
 

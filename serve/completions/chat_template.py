@@ -14,7 +14,7 @@ from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from mhc_model.errors import ConfigError
-from mhc_model.tokenizer.base import CONFIG_FILE, Tokenizer
+from mhc_model.tokenizer import CONFIG_FILE, Tokenizer
 
 TEMPLATE_FILE = "chat_template.jinja"
 

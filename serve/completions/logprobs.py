@@ -6,8 +6,8 @@ import codecs
 from collections.abc import Sequence
 from typing import TypedDict
 
-from mhc_model.engine.request import Alternatives
-from mhc_model.tokenizer.base import Tokenizer
+from mhc_model.engine import Alternatives
+from mhc_model.tokenizer import Tokenizer
 
 
 class LegacyLogprobs(TypedDict):

@@ -11,12 +11,11 @@ from typing import Any
 from jinja2 import TemplateError
 from torch import Tensor
 
-from mhc_model.engine.base import EngineBase
-from mhc_model.engine.request import Request, SamplingParams
+from mhc_model.engine import EngineBase, Request, SamplingParams
 from mhc_model.errors import GateError
 from mhc_model.gates import expand_gates, gates_hash
 from mhc_model.policy import GatePolicy
-from mhc_model.tokenizer.base import Tokenizer
+from mhc_model.tokenizer import Tokenizer
 from serve.completions.chat_schemas import ChatRequest
 from serve.completions.chat_template import ChatTemplate
 from serve.completions.schemas import CompletionRequest, GatesSource, GenerationRequest

@@ -20,7 +20,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema
 
-from mhc_model.engine.request import MAX_SAMPLES, MAX_TOP_LOGPROBS
+from mhc_model.config import MAX_SAMPLES, MAX_TOP_LOGPROBS
 from serve.errors import field_error, unknown_field
 
 MAX_STOPS = 16

@@ -9,7 +9,7 @@ from fastapi import Response
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from mhc_model.engine.request import Delta
+from mhc_model.engine import Delta
 from mhc_model.errors import MHCError
 from serve.completions.answers import Answer
 from serve.completions.batcher import Event

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from mhc_model.engine.request import EngineStats
+from mhc_model.engine import EngineStats
 from serve.json_log import JsonLog
 from serve.monitoring.observer import RequestRecord
 

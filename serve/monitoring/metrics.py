@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from mhc_model.engine.request import EngineStats
+from mhc_model.engine import EngineStats
 from serve.monitoring.observer import RequestRecord
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from mhc_model.engine.request import EngineStats
+from mhc_model.engine import EngineStats
 
 Outcome = Literal[
     "ok",  # answered: any status below 400

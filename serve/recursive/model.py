@@ -8,10 +8,11 @@ from concurrent.futures import Future, wait
 from http import HTTPStatus
 from typing import Protocol
 
-from mhc_model.engine.request import Completion
-from mhc_model.recursion.model import CancelToken, Gates, Generated, as_generated
-from mhc_model.recursion.search.index import Embedder
-from mhc_model.tokenizer.base import Tokenizer
+from mhc_model.engine import Completion
+from mhc_model.recursion import CancelToken, Generated
+from mhc_model.recursion.model import Gates, as_generated
+from mhc_model.recursion.search import Embedder
+from mhc_model.tokenizer import Tokenizer
 from serve.completions.prepare import Prepared
 from serve.completions.schemas import CompletionRequest, GatesSource
 from serve.errors import APIError

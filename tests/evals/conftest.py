@@ -12,10 +12,10 @@ import pytest
 
 from evals.run import main
 from evals.tasks.gsm8k_pure import document, load_problems
-from mhc_model.checkpoint.directory import save_checkpoint
-from mhc_model.decoder.decoder import Decoder
+from mhc_model.checkpoint import save_checkpoint
+from mhc_model.decoder import Decoder
 from mhc_model.settings import RaySettings
-from mhc_model.tokenizer.base import Tokenizer
+from mhc_model.tokenizer import Tokenizer
 
 # Before any test module imports Ray, which reads the authentication mode then.
 RaySettings().init_arguments()

@@ -10,8 +10,7 @@ import torch
 from evals.tasks.gsm8k import TOO_LONG, gsm8k_plan, prompt_tokens
 from evals.tasks.gsm8k_pure import Problem, load_problems, prompt, score
 from evals.tasks.plan import evaluate
-from mhc_model.engine.engine import Engine
-from mhc_model.engine.request import Request, SamplingParams
+from mhc_model.engine import Engine, Request, SamplingParams
 from mhc_model.errors import DataError, EngineError, GateError
 
 PROBLEMS = load_problems("builtin:1,2", "test", 12)

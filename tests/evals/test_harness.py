@@ -14,7 +14,7 @@ from evals.harness.agreement import agreement
 from evals.harness.command import GatedLM, HarnessSettings, local_task, run
 from evals.harness.command import main as harness_main
 from evals.run import main
-from mhc_model.checkpoint.directory import save_checkpoint
+from mhc_model.checkpoint import save_checkpoint
 from mhc_model.errors import ConfigError, DataError, EngineError
 
 # Warnings of the harness and of what it imports are not ours to mend.

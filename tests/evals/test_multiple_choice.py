@@ -12,7 +12,7 @@ from evals.tasks.choice_plan import choice_plan
 from evals.tasks.likelihood import Pair, encode_pair, likelihood_request, read_likelihood
 from evals.tasks.multiple_choice import ChoiceProblem, load_choices, score_choices
 from evals.tasks.plan import evaluate
-from mhc_model.engine.engine import Engine
+from mhc_model.engine import Engine
 from mhc_model.errors import DataError
 
 SWAG = {"activity_label": "Roofing", "label": "1", "endings": ["a [x] b.", "c.", "d.", "e."]}

@@ -16,9 +16,10 @@ import yaml
 from evals.report.build import main as report_main
 from evals.report.token_kinds import kind_of, mixing_by_kind
 from evals.run import main
-from mhc_model.checkpoint.directory import load_checkpoint
-from mhc_model.policy import GatePolicy, PolicyConfig
-from mhc_model.routing.figures import watch_routing
+from mhc_model.checkpoint import load_checkpoint
+from mhc_model.config import PolicyConfig
+from mhc_model.policy import GatePolicy
+from mhc_model.routing import watch_routing
 
 
 def write_training(directory, mhc):

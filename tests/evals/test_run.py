@@ -12,8 +12,9 @@ import torch
 from evals.run import main
 from evals.tasks.bits_per_byte import bits_per_byte
 from evals.tasks.gsm8k_pure import document, load_problems
-from mhc_model.checkpoint.directory import load_checkpoint
-from mhc_model.policy import GatePolicy, PolicyConfig
+from mhc_model.checkpoint import load_checkpoint
+from mhc_model.config import PolicyConfig
+from mhc_model.policy import GatePolicy
 
 
 @pytest.fixture(scope="module")

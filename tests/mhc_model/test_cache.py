@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mhc_model import EngineError
-from mhc_model.decoder.cache import KVCache
+from mhc_model.decoder import KVCache
 
 VARIANTS = {
     "plain": {"plain": True},

@@ -19,9 +19,8 @@ from mhc_model import (
     load_checkpoint,
     save_checkpoint,
 )
-from mhc_model.checkpoint.directory import checkpoint_hash
-from mhc_model.tokenizer.base import Tokenizer
-from mhc_model.tokenizer.tiktoken_tokenizer import GPT2_PATTERN, TiktokenTokenizer
+from mhc_model.checkpoint import checkpoint_hash
+from mhc_model.tokenizer import GPT2_PATTERN, TiktokenTokenizer, Tokenizer
 
 FILES = (
     "config.json",

@@ -10,7 +10,7 @@ import torch
 
 from mhc_model import MHCConfig, sinkhorn_knopp
 from mhc_model.decoder.layers import rms_norm
-from mhc_model.streams.connections import Coefficients, HyperConnection, gated
+from mhc_model.streams import Coefficients, HyperConnection, gated
 
 B, T, C = 2, 3, 6
 EPS = 1e-6

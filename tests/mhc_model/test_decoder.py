@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mhc_model import Decoder, EngineError, GateError, ModelConfig, expand_gates
-from mhc_model.decoder.layers import Attend
+from mhc_model.decoder import Attend
 from mhc_model.streams import connections
 
 SAME = {"stream_embedding_std": 0.0}  # the preset that equals the plain model at init

@@ -18,8 +18,7 @@ from mhc_model import (
     SamplingParams,
     expand_gates,
 )
-from mhc_model.tokenizer.base import Tokenizer
-from mhc_model.tokenizer.tiktoken_tokenizer import GPT2_PATTERN, TiktokenTokenizer
+from mhc_model.tokenizer import GPT2_PATTERN, TiktokenTokenizer, Tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from mhc_model import Decoder, Engine, EngineError, ModelConfig, Request, SamplingParams
-from mhc_model.decoder.cache import KVCache
+from mhc_model.decoder import KVCache
 from mhc_model.engine.prefix_cache import BLOCK, block_names
-from mhc_model.tokenizer.tiktoken_tokenizer import GPT2_PATTERN, TiktokenTokenizer
+from mhc_model.tokenizer import GPT2_PATTERN, TiktokenTokenizer
 
 GATES = [None, 0, 1, 0.5, [0.1, 0.9, 0.4], [0.0, 1.0, 0.2, 0.8, 0.6, 0.3], (1.0, 0.0, 1.0), 0.25]
 

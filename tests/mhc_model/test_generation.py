@@ -3,8 +3,9 @@ import torch
 
 from mhc_model import Decoder, Engine, Request, SamplingParams, generate, save_checkpoint
 from mhc_model.__main__ import main
+from mhc_model.decoder import describe
 from mhc_model.errors import EngineError, GateError
-from mhc_model.tokenizer.base import Tokenizer
+from mhc_model.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer.train(["Question: Tom has 12 apples.\nAnswer: 19\n"], vocab_size=270)
 
@@ -90,8 +91,8 @@ def test_a_damaged_file(checkpoints, tiny_model, tmp_path, capsys):
 def test_the_size_without_the_model(tiny_model):
     model, plain = tiny_model(), tiny_model(plain=True)
     streams = model.count_parameters() - plain.count_parameters()
-    assert Decoder.describe(model.config) == (
+    assert describe(Decoder, model.config) == (
         f"{model.count_parameters():,} parameters ({streams:,} of them for the streams), "
         f"{model.estimate_flops():,} FLOPs per token"
     )
-    assert "streams" not in Decoder.describe(plain.config)
+    assert "streams" not in describe(Decoder, plain.config)

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from mhc_model.checkpoint.directory import load_checkpoint, save_checkpoint
+from mhc_model.checkpoint import load_checkpoint, save_checkpoint
 from mhc_model.checkpoint.remote_code import REMOTE_CODE, config_entries
 from mhc_model.config import MHCConfig, ModelConfig
-from mhc_model.decoder.decoder import Decoder
+from mhc_model.decoder import Decoder
 from mhc_model.errors import ConfigError, EngineError, GateError
 from mhc_model.huggingface import MHCGatesConfig, MHCGatesForCausalLM
-from mhc_model.tokenizer.base import Tokenizer
+from mhc_model.tokenizer import Tokenizer
 
 CORPUS = ["Question: Tom has 12 apples and buys 7 more.\nAnswer: 19\n", "naïve 北京 🙂  \n\n\tx"]
 TOKENIZER = Tokenizer.train(CORPUS, vocab_size=290)

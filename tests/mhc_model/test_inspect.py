@@ -8,13 +8,11 @@ import pytest
 import torch
 
 from mhc_model.__main__ import main
-from mhc_model.checkpoint.directory import save_checkpoint
-from mhc_model.engine.engine import Engine
-from mhc_model.engine.request import Request, SamplingParams
-from mhc_model.routing.ascii import bars, heatmap, histogram, plot
-from mhc_model.routing.figures import watch_routing
-from mhc_model.side_by_side import PROMPT, columns
-from mhc_model.tokenizer.base import Tokenizer
+from mhc_model.checkpoint import save_checkpoint
+from mhc_model.engine import Engine, Request, SamplingParams
+from mhc_model.generation import PROMPT, columns
+from mhc_model.routing import bars, heatmap, plot, watch_routing
+from mhc_model.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -107,5 +105,3 @@ def test_pictures_of_characters():
     assert [line[2:] for line in drawn.splitlines()[:3]] == ["|x o", "|   ", "|o x"]
     assert drawn.endswith("o up   x down")
     assert plot({"flat": [(0.0, 2.0)]}, 4, 2)  # no span in either direction
-    counts = [line.split("|")[2].strip() for line in histogram([0, 0.1, 1], 0, 1, 2).splitlines()]
-    assert counts == ["2", "1"]

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mhc_model import Decoder, MHCConfig, ModelConfig, sinkhorn_knopp
-from mhc_model.routing.figures import watch_routing
-from mhc_model.streams.connections import HyperConnection
+from mhc_model.routing import watch_routing
+from mhc_model.streams import HyperConnection
 
 B, T, C = 2, 5, 12
 EPS = 1e-6

@@ -9,8 +9,9 @@ import torch
 from pydantic import ValidationError
 
 from mhc_model import CheckpointError, ConfigError, GateError
-from mhc_model.policy import GatePolicy, PolicyConfig, hidden_observation, prompt_observation
-from mhc_model.routing.figures import watching
+from mhc_model.config import PolicyConfig
+from mhc_model.decoder import watching
+from mhc_model.policy import GatePolicy, hidden_observation, prompt_observation
 
 
 def make_policy(action_space: str = "per_sublayer", seed: int = 0) -> GatePolicy:

@@ -12,10 +12,10 @@ import torch.nn.functional as F
 
 from mhc_model import ConfigError, Decoder, MHCConfig, ModelConfig
 from mhc_model.config import PRESETS
-from mhc_model.decoder.decoder import quiet_about_mixing
-from mhc_model.routing.figures import watch_routing
+from mhc_model.decoder import quiet_about_mixing
+from mhc_model.routing import watch_routing
 from mhc_model.settings import validate_settings
-from mhc_model.streams.connections import HyperConnection
+from mhc_model.streams import HyperConnection
 
 SIZES = {"vocab_size": 256, "n_layers": 6, "n_heads": 2, "d_model": 32, "max_seq_len": 64}
 COPIES = {"stream_embedding_std": 0.0}
@@ -56,7 +56,7 @@ def test_a_preset_fills_what_is_not_given():
 
 
 def test_an_unknown_preset_is_named():
-    with pytest.raises(ConfigError, match=r"'plans'.*default, plan, uniform, lite"):
+    with pytest.raises(ConfigError, match=r"'plans'.*default, published, uniform, lite"):
         validate_settings(ModelConfig, {"mhc": {"preset": "plans"}}, "test")
     with pytest.raises(ConfigError, match=r"n_streams is 6.*720.*at most 5"):
         validate_settings(ModelConfig, {"mhc": {"preset": "lite", "n_streams": 6}}, "test")
@@ -196,4 +196,4 @@ def test_three_hundred_steps_on_text_make_gates_matter(text, fields):
 
 
 def test_every_preset_is_tested():
-    assert set(PRESETS) == {"default", "plan", "uniform", "lite"}
+    assert set(PRESETS) == {"default", "published", "uniform", "lite"}

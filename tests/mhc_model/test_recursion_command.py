@@ -9,7 +9,7 @@ import pytest
 
 from mhc_model import save_checkpoint
 from mhc_model.__main__ import main
-from mhc_model.tokenizer.base import Tokenizer
+from mhc_model.tokenizer import Tokenizer
 
 TEXT = "Amber herons wade here. " * 120 + "Rosamund hid the key. " + "Grey herons sleep. " * 120
 

@@ -13,7 +13,7 @@ from benchmarks.planted_facts import TEMPLATES, book_texts, draw, generated_text
 from benchmarks.recursion import BUDGET_TOKENS, ask_all, planted_texts, random_reader, summarise
 from mhc_model.recursion import SessionSettings, TextIndex, index_for
 from mhc_model.recursion.search.words import query_terms
-from mhc_model.tokenizer.base import Tokenizer
+from mhc_model.tokenizer import Tokenizer
 
 SETTINGS = SessionSettings.model_validate({"budget_tokens": BUDGET_TOKENS, "max_tokens": 16})
 

@@ -18,13 +18,14 @@ from mhc_model.recursion import (
     CancelToken,
     EngineModel,
     Generated,
+    Prompts,
     Session,
     SessionSettings,
     TextIndex,
     index_for,
 )
-from mhc_model.recursion.prompts import Prompts, answered
-from mhc_model.tokenizer.base import Tokenizer
+from mhc_model.recursion.settings import answered
+from mhc_model.tokenizer import Tokenizer
 
 PROMPTS = Prompts(query="{source}|{question}|", reduce="+{answers}|{question}|")
 

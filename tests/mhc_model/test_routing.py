@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from mhc_model import EngineError, GateError
-from mhc_model.routing.figures import Routing, prompt_routing, watch_routing, watching
-from mhc_model.streams.connections import gated
-from mhc_model.streams.sinkhorn import sinkhorn_knopp
+from mhc_model.decoder import watching
+from mhc_model.routing import Routing, prompt_routing, watch_routing
+from mhc_model.streams import gated, sinkhorn_knopp
 
 
 @pytest.fixture(scope="module")

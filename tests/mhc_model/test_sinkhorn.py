@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mhc_model import sinkhorn_knopp
-from mhc_model.streams.sinkhorn import SinkhornKnopp, doubly_stochastic_error, permutation_mixture
+from mhc_model.streams import SinkhornKnopp, doubly_stochastic_error, permutation_mixture
 
 TOLERANCE = 1e-5
 

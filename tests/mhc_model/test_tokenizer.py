@@ -12,12 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mhc_model.errors import CheckpointError, ConfigError, DataError
-from mhc_model.tokenizer.base import Tokenizer
-from mhc_model.tokenizer.tiktoken_tokenizer import (
-    DIGITS_PATTERN,
-    MAX_WHITESPACE_RUN,
-    TiktokenTokenizer,
-)
+from mhc_model.tokenizer import TiktokenTokenizer, Tokenizer
+from mhc_model.tokenizer.tiktoken_tokenizer import DIGITS_PATTERN, MAX_WHITESPACE_RUN
 
 CORPUS = [
     "Question: Tom has 12 apples and buys 7 more. How many apples has he?\nAnswer: 19\n",

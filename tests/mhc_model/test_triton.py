@@ -16,10 +16,9 @@ from torch import Tensor
 
 from mhc_model import Decoder, MHCConfig, ModelConfig
 from mhc_model.errors import ConfigError
-from mhc_model.routing.figures import watch_routing
-from mhc_model.streams import kernels
+from mhc_model.routing import watch_routing
+from mhc_model.streams import doubly_stochastic_error, kernels, sinkhorn_knopp
 from mhc_model.streams.kernels import library
-from mhc_model.streams.sinkhorn import doubly_stochastic_error, sinkhorn_knopp
 
 # Triton looks at this when it is first imported, and torch may import it for other tests: these
 # run in a process of their own, which `test_in_the_interpreter` starts.

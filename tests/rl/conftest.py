@@ -13,7 +13,7 @@ from vllm_engines import ENGINES
 from evals.tasks.gsm8k_pure import document, load_problems
 from mhc_model import save_checkpoint
 from mhc_model.settings import RaySettings
-from mhc_model.tokenizer.base import Tokenizer
+from mhc_model.tokenizer import Tokenizer
 
 # Modules whose tests run over both engines.
 BOTH_ENGINES = {"test_pool", "test_rl_run"}

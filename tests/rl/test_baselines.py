@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from evals.tasks.gsm8k import prompt_tokens
 from evals.tasks.gsm8k_pure import load_problems
 from mhc_model import load_checkpoint
-from mhc_model.policy import PolicyConfig
+from mhc_model.config import PolicyConfig
 from rl.baselines.bench import Bench
 from rl.baselines.constant import best_of_grid, cross_entropy_search
 from rl.baselines.gradient import AnswerLoss, tune_constant, tune_policy

@@ -15,8 +15,9 @@ from pydantic import ValidationError
 from evals.tasks.gsm8k import prompt_tokens
 from evals.tasks.gsm8k_pure import load_problems
 from mhc_model import ConfigError, DataError, Engine
+from mhc_model.config import PolicyConfig
 from mhc_model.files import read_lines
-from mhc_model.policy import PolicyConfig, prompt_observation
+from mhc_model.policy import prompt_observation
 from mhc_model.settings import load_settings
 from rl.config import RLConfig
 from rl.env import GateVectorEnv, GSM8KGateEnv, ProblemStream

@@ -12,7 +12,7 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
 from ray.rllib.evaluation.postprocessing import Postprocessing
 
-from mhc_model.policy import PolicyConfig
+from mhc_model.config import PolicyConfig
 from rl.ppo.learner import LEAST_SPREAD, MOST_WEIGHT, OneStepAdvantages, standardise
 from rl.ppo.module import GateBeta, GateModule
 

@@ -13,7 +13,7 @@ from gymnasium.vector.utils import batch_space
 from ray.rllib.core.columns import Columns
 
 from mhc_model import EngineError
-from mhc_model.policy import PolicyConfig
+from mhc_model.config import PolicyConfig
 from rl.config import PPOSettings, RLConfig
 from rl.ppo.algorithm import build_algorithm, current_policy, train_iteration
 from rl.ppo.module import GateBeta, GateModule

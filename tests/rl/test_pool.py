@@ -13,7 +13,7 @@ import ray
 import torch
 
 from mhc_model import CheckpointError, Engine, EngineError, GateError, Request, SamplingParams
-from mhc_model.checkpoint.directory import checkpoint_hash
+from mhc_model.checkpoint import checkpoint_hash
 from rl.config import PoolSettings
 from rl.pool.pool import ReplicaPool
 from rl.pool.replica import pack_checkpoint

@@ -22,9 +22,10 @@ from evals.gate_choice import GateChoice
 from evals.tasks.gsm8k import prompt_tokens
 from evals.tasks.gsm8k_pure import load_problems
 from mhc_model import ConfigError, DataError, Engine, save_checkpoint
+from mhc_model.config import PolicyConfig
 from mhc_model.files import read_lines
 from mhc_model.gates import gate_names
-from mhc_model.policy import GatePolicy, PolicyConfig, expand_actions, observe_prompts
+from mhc_model.policy import GatePolicy, expand_actions, observe_prompts
 from rl.__main__ import main
 from rl.config import PoolSettings, RLConfig
 from rl.directory import locked_directory

@@ -18,8 +18,8 @@ import uvicorn
 from vllm_engines import ENGINES, vllm_engines
 
 from mhc_model import Engine, save_checkpoint
-from mhc_model.engine.base import EngineBase
-from mhc_model.tokenizer.base import Tokenizer
+from mhc_model.engine import EngineBase
+from mhc_model.tokenizer import Tokenizer
 from serve.app import create_app
 from serve.service import CompletionService
 

@@ -10,7 +10,7 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as Fast
 
 from mhc_model import ConfigError
-from mhc_model.tokenizer.fast_tokenizer import FastTokenizer
+from mhc_model.tokenizer import FastTokenizer
 from serve.completions.chat_template import ChatTemplate
 
 MESSAGES = [

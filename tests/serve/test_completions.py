@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mhc_model import Engine, Request, SamplingParams, expand_gates
-from mhc_model.checkpoint.directory import checkpoint_hash
+from mhc_model.checkpoint import checkpoint_hash
 
 PROMPT = "Question: Tom has 7 apples"
 GREEDY = {"prompt": PROMPT, "max_tokens": 12, "temperature": 0}

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mhc_model import Engine, Request, SamplingParams, save_checkpoint
-from mhc_model.checkpoint.directory import load_checkpoint
+from mhc_model.checkpoint import load_checkpoint
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed (extra `eval`)")
 pytest.importorskip("tenacity", reason="lm-eval's API models need tenacity (extra `eval`)")

@@ -10,7 +10,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from mhc_model.engine.request import EngineStats
+from mhc_model.engine import EngineStats
 from serve.app import create_app
 from serve.json_log import JsonLog
 from serve.monitoring.access_log import AccessLog

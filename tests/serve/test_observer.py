@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mhc_model import expand_gates
-from mhc_model.engine.request import EngineStats
+from mhc_model.engine import EngineStats
 from mhc_model.gates import gates_hash
 from serve.monitoring.observer import RequestRecord
 

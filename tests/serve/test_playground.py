@@ -14,8 +14,9 @@ import pytest
 import uvicorn
 
 from mhc_model import Engine, EngineError
-from mhc_model.checkpoint.directory import checkpoint_hash
-from mhc_model.policy import GatePolicy, PolicyConfig
+from mhc_model.checkpoint import checkpoint_hash
+from mhc_model.config import PolicyConfig
+from mhc_model.policy import GatePolicy
 from serve.app import create_app
 from serve.auth import ApiKeys
 from serve.service import CompletionService

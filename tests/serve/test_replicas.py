@@ -25,8 +25,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from mhc_model import Engine, Request, SamplingParams, save_checkpoint
-from mhc_model.checkpoint.directory import checkpoint_hash
-from mhc_model.policy import GatePolicy, PolicyConfig
+from mhc_model.checkpoint import checkpoint_hash
+from mhc_model.config import PolicyConfig
+from mhc_model.policy import GatePolicy
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
 

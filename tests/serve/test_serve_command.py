@@ -15,8 +15,9 @@ import yaml
 from vllm_engines import HAS_VLLM
 
 from mhc_model import ConfigError, Engine
-from mhc_model.checkpoint.directory import checkpoint_hash
-from mhc_model.policy import GatePolicy, PolicyConfig
+from mhc_model.checkpoint import checkpoint_hash
+from mhc_model.config import PolicyConfig
+from mhc_model.policy import GatePolicy
 from mhc_model.settings import load_settings, validate_settings
 from serve.__main__ import check_settings, main
 from serve.auth import VARIABLE

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from mhc_model import ConfigError
-from mhc_model.checkpoint.directory import checkpoint_hash
-from mhc_model.policy import GatePolicy, PolicyConfig
+from mhc_model.checkpoint import checkpoint_hash
+from mhc_model.config import PolicyConfig
+from mhc_model.policy import GatePolicy
 
 BODY = {"max_tokens": 4, "temperature": 0, "gates": "policy"}
 

@@ -9,8 +9,8 @@ import torch
 from torch.nn import functional as F
 
 from mhc_model import Engine
-from mhc_model.routing.figures import watching
-from mhc_model.streams.connections import gated
+from mhc_model.decoder import watching
+from mhc_model.streams import gated
 from serve import routing as served_routing
 
 TEXT = "Question: Tom has 7"

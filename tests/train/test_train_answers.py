@@ -17,7 +17,7 @@ from evals.problems.problem import Problem
 from evals.tasks.gsm8k_pure import prompt
 from mhc_model import ConfigError, DataError, load_checkpoint
 from mhc_model.settings import load_settings, validate_settings
-from mhc_model.tokenizer.base import Tokenizer
+from mhc_model.tokenizer import Tokenizer
 from train.config import DataConfig, TrainConfig
 from train.data.answers import (
     IGNORED,

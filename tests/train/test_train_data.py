@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from evals.tasks.gsm8k_pure import document, load_problems
 from mhc_model.errors import CheckpointError, DataError
-from mhc_model.tokenizer.base import Tokenizer
+from mhc_model.tokenizer import Tokenizer
 from train.config import DataConfig
 from train.data.batches import Batches, ReadAhead, permute
 from train.data.corpus import load_tokenizer, prepare_corpus

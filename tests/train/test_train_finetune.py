@@ -15,7 +15,7 @@ from torch.utils import checkpoint as torch_checkpoint
 from mhc_model import CheckpointError, ConfigError, Decoder, load_checkpoint
 from mhc_model.conversion import convert, export
 from mhc_model.settings import validate_settings
-from mhc_model.tokenizer.base import Tokenizer
+from mhc_model.tokenizer import Tokenizer
 from train.config import TrainConfig
 from train.data.corpus import Corpus, prepare_corpus
 from train.launch import with_start, with_vocabulary

@@ -29,8 +29,7 @@ from evals.problems.problem import Problem
 from evals.tasks.gsm8k_pure import document
 from mhc_model.errors import ConfigError, DataError
 from mhc_model.settings import dump_settings, validate_settings
-from mhc_model.tokenizer.base import Tokenizer
-from mhc_model.tokenizer.fast_tokenizer import FastTokenizer
+from mhc_model.tokenizer import FastTokenizer, Tokenizer
 from train.data.documents import is_held_out
 from train.data.shards import ShardedTokens
 from train.prepare.__main__ import main

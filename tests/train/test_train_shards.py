@@ -13,10 +13,10 @@ import numpy as np
 import pyarrow.fs
 import pytest
 
-from mhc_model.decoder.decoder import Decoder
+from mhc_model.decoder import Decoder, describe
 from mhc_model.errors import ConfigError, DataError
 from mhc_model.settings import load_settings, validate_settings
-from mhc_model.tokenizer.base import Tokenizer
+from mhc_model.tokenizer import Tokenizer
 from train.__main__ import main
 from train.config import DataConfig, TrainConfig, differing_fields
 from train.data.batches import Batches, ReadAhead
@@ -219,7 +219,7 @@ def test_shipped_configurations_take_shards(prepared, capsys):
     manifest = ShardedTokens(str(prepared)).manifest
     model = load_settings(TrainConfig, CONFIGS / "mhc_d12.yaml").model
     sized = model.model_copy(update={"vocab_size": manifest.vocab_size})
-    assert Decoder.describe(sized) in output
+    assert describe(Decoder, sized) in output
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])

@@ -16,7 +16,7 @@ import pytest
 from vllm_engines import NEEDS_VLLM
 
 from mhc_model import Engine, Request, SamplingParams, save_checkpoint
-from mhc_model.tokenizer.base import Tokenizer
+from mhc_model.tokenizer import Tokenizer
 
 pytestmark = NEEDS_VLLM
 

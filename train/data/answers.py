@@ -22,7 +22,7 @@ from evals.problems.rows import RowError, parse_rows
 from evals.problems.sources import find_rows
 from evals.tasks.gsm8k_pure import document, load_problems, prompt
 from mhc_model.errors import ConfigError, DataError
-from mhc_model.tokenizer.base import Tokenizer
+from mhc_model.tokenizer import Tokenizer
 from train.config import DataConfig
 from train.data.batches import Batches
 from train.data.corpus import Corpus, fingerprint, load_tokenizer, spread

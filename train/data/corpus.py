@@ -17,9 +17,9 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from evals.tasks.gsm8k_pure import document, load_problems
-from mhc_model.checkpoint.directory import find_checkpoint
+from mhc_model.checkpoint import find_checkpoint
 from mhc_model.errors import CheckpointError, DataError
-from mhc_model.tokenizer.base import Tokenizer
+from mhc_model.tokenizer import Tokenizer
 from train.config import DataConfig
 from train.data.batches import Tokens
 from train.data.documents import is_held_out, read_documents

@@ -32,7 +32,7 @@ from pydantic import Field
 
 from mhc_model.errors import ConfigError, DataError
 from mhc_model.settings import Settings, validate_settings
-from mhc_model.tokenizer.base import Tokenizer
+from mhc_model.tokenizer import Tokenizer
 
 FORMAT = 1
 MANIFEST, PLAN, BYTE_TABLE, TOKENIZER = (

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from mhc_model.decoder.decoder import Decoder
+from mhc_model.decoder import Decoder
 
 # Separates the random numbers of the gates from those of the data order, which have the same seed.
 _GATE_STREAM = 1

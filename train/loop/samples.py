@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from mhc_model.decoder.decoder import Decoder
-from mhc_model.engine.engine import Engine
-from mhc_model.engine.request import Request, SamplingParams
+from mhc_model.decoder import Decoder
+from mhc_model.engine import Engine, Request, SamplingParams
 from mhc_model.errors import ConfigError
-from mhc_model.tokenizer.base import Tokenizer
+from mhc_model.tokenizer import Tokenizer
 from train.config import SamplesConfig
 
 

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from mhc_model.checkpoint.directory import load_checkpoint
-from mhc_model.decoder.decoder import Decoder
+from mhc_model.checkpoint import load_checkpoint
+from mhc_model.decoder import Decoder
 from mhc_model.errors import MHCError
 from train.best import Best
 from train.config import TrainConfig

@@ -10,13 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from evals.gate_rows import gate_rows
 from evals.tasks.bits_per_byte import bits_per_byte
-from mhc_model.decoder.decoder import Decoder
+from mhc_model.decoder import Decoder
 from mhc_model.errors import DataError
-from mhc_model.gates import GateValues
-from mhc_model.routing.figures import watch_routing
-from mhc_model.tokenizer.base import Tokenizer
+from mhc_model.gates import GateValues, expand_gate_rows
+from mhc_model.routing import watch_routing
+from mhc_model.tokenizer import Tokenizer
 from train.data.answers import IGNORED, AnswerCorpus, pack
 from train.loop.process_group import ProcessGroup
 
@@ -130,7 +129,7 @@ def _answer_nats(
     decoder: Decoder, inputs: Tensor, targets: Tensor, gates: GateValues | None
 ) -> float:
     """Negative log-likelihood of all targets that are learned; inputs and targets (b, t) int64."""
-    rows = gate_rows(gates, len(inputs), decoder.config)
+    rows = expand_gate_rows(gates, len(inputs), decoder.config)
     learned = targets != IGNORED
     logits = decoder.logits(decoder.hidden(inputs, rows)[learned])
     return float(F.cross_entropy(logits, targets[learned], reduction="none").double().sum())

@@ -8,8 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from mhc_model.command import reports_errors
-from mhc_model.settings import parse_command_line
+from mhc_model.settings import parse_command_line, reports_errors
 from train.prepare.config import PrepareConfig
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow.fs
 
 from mhc_model.errors import DataError
-from mhc_model.tokenizer.base import Tokenizer
+from mhc_model.tokenizer import Tokenizer
 from train.data.documents import is_held_out
 from train.data.shards import open_directory
 from train.prepare.sources import Part, Source

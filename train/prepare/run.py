@@ -26,7 +26,7 @@ import pyarrow.fs
 from filelock import FileLock, Timeout
 
 from mhc_model.errors import ConfigError, DataError
-from mhc_model.tokenizer.base import Tokenizer
+from mhc_model.tokenizer import Tokenizer
 from train.data.corpus import load_tokenizer
 from train.data.documents import is_held_out
 from train.data.shards import (

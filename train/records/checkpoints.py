@@ -15,11 +15,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mhc_model.checkpoint.directory import MANIFEST, Checkpoint, load_checkpoint, save_checkpoint
-from mhc_model.decoder.decoder import Decoder
+from mhc_model.checkpoint import MANIFEST, Checkpoint, load_checkpoint, save_checkpoint
+from mhc_model.decoder import Decoder
 from mhc_model.errors import CheckpointError
 from mhc_model.files import file_sha256
-from mhc_model.tokenizer.base import Tokenizer
+from mhc_model.tokenizer import Tokenizer
 from train.records.metrics import read_rows
 from train.records.run_directory import RunDirectory, step_name
 

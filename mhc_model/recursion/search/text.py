@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -81,10 +80,6 @@ class LongText:
             start = self._line_starts[start]
             end = len(self) if end == size else self._line_starts[end]
         return Passage(start, end, self.text[start:end])
-
-    def line_of(self, position: int) -> int:
-        """The line, counted from 0, that holds the character at `position`."""
-        return bisect_right(self._line_starts, position) - 1
 
 
 def cut(text: str, size: int, overlap: int, start: int = 0, end: int | None = None) -> list[int]:

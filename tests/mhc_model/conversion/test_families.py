@@ -18,7 +18,7 @@ from mhc_model.conversion.convert import build, equal_at_init
 from mhc_model.conversion.families import family_for, family_of
 from mhc_model.conversion.sources import Source, read_source
 from mhc_model.conversion.state_dicts import from_transformers, to_transformers
-from mhc_model.decoder.cache import KVCache
+from mhc_model.decoder import KVCache
 from mhc_model.errors import ConfigError
 
 Models = Callable[..., PreTrainedModel]

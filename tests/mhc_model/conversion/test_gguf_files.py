@@ -15,8 +15,7 @@ from transformers import PreTrainedModel
 from mhc_model import CheckpointError, load_checkpoint
 from mhc_model.conversion import convert, validate_equivalence
 from mhc_model.conversion.gguf_files import INSIDE, OUTSIDE, to_half_split
-from mhc_model.tokenizer.base import Tokenizer
-from mhc_model.tokenizer.fast_tokenizer import FastTokenizer
+from mhc_model.tokenizer import FastTokenizer, Tokenizer
 
 gguf = pytest.importorskip("gguf", reason="the optional package gguf is not installed")
 

@@ -17,9 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, Q
 from mhc_model import CheckpointError, Engine, Request, SamplingParams, load_checkpoint
 from mhc_model.conversion import convert, export
 from mhc_model.errors import DataError
-from mhc_model.tokenizer.base import Tokenizer
-from mhc_model.tokenizer.fast_tokenizer import FastTokenizer
-from mhc_model.tokenizer.tiktoken_tokenizer import TiktokenTokenizer
+from mhc_model.tokenizer import FastTokenizer, TiktokenTokenizer, Tokenizer
 
 CORPUS = ["Question: Tom has 12 apples and buys 7 more.\nAnswer: 19\n", "naïve 北京 🙂  \n\n\tx"]
 TEXTS = [*CORPUS, "1234567890", "   a\n\n\n  b\t", "e\u0301 १२ 🙂🙂", "", "<|im_end|> is text"]
