@@ -6,6 +6,8 @@ With them stand the words and limits that settings and requests share.
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -141,6 +143,78 @@ PRESET_ALIASES = {"plan": "published"}
 """Earlier names of presets, which configurations may still use."""
 
 
+Unit = Annotated[float, Field(ge=0.0, le=1.0)]
+GateRange = tuple[Unit, Unit] | tuple[tuple[Unit, Unit], ...]
+"""Lowest and highest gate: one pair for all sublayers, or one for each layer or sublayer."""
+
+BEHAVIOUR_NAME = r"[A-Za-z][A-Za-z0-9_-]{0,63}"
+RESERVED_NAMES = ("learned", "policy", "prompt", "answer")
+
+
+class Behaviour(Settings):
+    """What a range of gates means to a model: it was trained on such rows under such gates."""
+
+    gates: GateRange = Field(
+        description="lowest and highest gate in [0, 1]: one pair, drawn once for all sublayers; or "
+        "L or 2L pairs, drawn for each layer or sublayer"
+    )
+    at: Unit | tuple[Unit, ...] | None = Field(
+        None,
+        description="gates that stand for it in a request: 1, L or 2L numbers; none is the middle "
+        "of the range",
+    )
+    share: float | None = Field(
+        None, ge=0.0, le=1.0, description="share of the training rows; set by the training"
+    )
+
+    @property
+    def ranges(self) -> tuple[tuple[float, float], ...]:
+        """One pair, or L or 2L."""
+        match self.gates:
+            case (float(low), float(high)):
+                return ((low, high),)
+        return self.gates
+
+    @property
+    def representative(self) -> tuple[float, ...]:
+        """The gates that stand for it: 1, L or 2L numbers."""
+        if self.at is None:
+            return tuple((low + high) / 2 for low, high in self.ranges)
+        return self.at if isinstance(self.at, tuple) else (self.at,)
+
+    @model_validator(mode="after")
+    def _check_ranges(self) -> Behaviour:
+        for low, high in self.ranges:
+            if low > high:
+                raise ValueError(f"the range {low} to {high} has its ends in the wrong order")
+        if not self.ranges:
+            raise ValueError("gates have no range; give [lowest, highest]")
+        return self
+
+
+def check_behaviours(behaviours: Mapping[str, Behaviour], n_layers: int) -> None:
+    """Checks names and lengths against a model of L layers.
+
+    Raises:
+        ValueError: naming the behaviour, what is wrong and what is allowed.
+    """
+    for name, behaviour in behaviours.items():
+        if not re.fullmatch(BEHAVIOUR_NAME, name) or name in RESERVED_NAMES:
+            raise ValueError(
+                f"a behaviour is named {name!r}; a name has 1 to 64 letters, digits, '_' and '-', "
+                f"a letter first, and is none of {', '.join(RESERVED_NAMES)}"
+            )
+        for what, count in (
+            ("ranges", len(behaviour.ranges)),
+            ("numbers in `at`", len(behaviour.representative)),
+        ):
+            if count not in (1, n_layers, 2 * n_layers):
+                raise ValueError(
+                    f"behaviour {name} has {count} {what}; allowed: 1 (global), {n_layers} (one "
+                    f"per layer) or {2 * n_layers} (one per sublayer)"
+                )
+
+
 class ModelConfig(Settings):
     """A decoder, plain or with mHC: the defaults are nanochat's of October 2025, GPT-2 in size.
 
@@ -198,6 +272,9 @@ class ModelConfig(Settings):
     mhc: MHCConfig | None = Field(
         None, description="hyper-connections; none is the plain residual model"
     )
+    behaviours: dict[str, Behaviour] = Field(
+        {}, description="by name, what ranges of gates mean; training writes them"
+    )
 
     @model_validator(mode="after")
     def _check_heads(self) -> ModelConfig:
@@ -211,6 +288,12 @@ class ModelConfig(Settings):
                 f"head dim d_head or d_model / n_heads = {self.head_dim} is odd; rotary "
                 f"embedding needs pairs"
             )
+        if self.behaviours and self.mhc is None:
+            raise ValueError(
+                f"behaviours are {', '.join(self.behaviours)}, but the model is plain (mhc: null): "
+                f"it has no gates to tell them apart"
+            )
+        check_behaviours(self.behaviours, self.n_layers)
         if self.n_heads % self.kv_heads:
             raise ValueError(
                 f"n_heads {self.n_heads} is not a multiple of n_kv_heads {self.kv_heads}"
@@ -235,7 +318,7 @@ class ModelConfig(Settings):
         return 0 if self.mhc is None else 2 * self.n_layers
 
 
-ActionSpace = Literal["global", "per_layer", "per_sublayer"]
+ActionSpace = Literal["global", "per_layer", "per_sublayer", "prompt_and_answer"]
 Observation = Literal["mean_prompt_embedding", "mean_hidden_state"]
 HiddenWidths = tuple[Annotated[int, Field(ge=1)], ...]
 
@@ -284,9 +367,10 @@ class PolicyConfig(Settings):
 
     @property
     def n_actions(self) -> int:
-        """A: 1, L or 2L."""
+        """A: 1, L or 2L; 2 for one gate while the prompt is read and one for the answer."""
         return {
             "global": 1,
             "per_layer": self.n_layers,
             "per_sublayer": 2 * self.n_layers,
+            "prompt_and_answer": 2,
         }[self.action_space]

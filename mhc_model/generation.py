@@ -19,14 +19,14 @@ from tyro.conf import Positional
 
 from mhc_model.engine import Completion, Engine, Request, SamplingParams
 from mhc_model.errors import ConfigError, EngineError
-from mhc_model.gates import GateValues, parse_gates
+from mhc_model.gates import IN_WORDS, RequestGates, parse_gates
 from mhc_model.settings import Settings, parse_command_line
 
 
 def generate(
     model: Engine | str | Path,
     prompts: str | Sequence[str],
-    gates: GateValues | None = None,
+    gates: RequestGates = None,
     **sampling: object,
 ) -> list[str]:
     """Completes texts.
@@ -34,7 +34,7 @@ def generate(
     Args:
         model: an idle engine, or a checkpoint or run directory, which is loaded for this call.
         prompts: one or several.
-        gates: for all of them, as `expand_gates` takes them; None is the learned gates.
+        gates: for all of them, as `resolve_gates` takes them; None is the learned gates.
         sampling: fields of `SamplingParams`: max_tokens, temperature, top_p, seed, stop, ...
 
     Returns:
@@ -59,7 +59,7 @@ def _engine(checkpoint: str | Path, prompts: int) -> Engine:
 
 
 def _complete(
-    engine: Engine, prompts: Sequence[str], gates: GateValues | None, sampling: SamplingParams
+    engine: Engine, prompts: Sequence[str], gates: RequestGates, sampling: SamplingParams
 ) -> list[Completion]:
     if engine.tokenizer is None:
         raise EngineError("the checkpoint has no tokenizer: give Engine.generate token ids")
@@ -81,7 +81,7 @@ class GenerateSettings(Settings):
     gates: tuple[str, ...] = Field(
         ("learned",),
         min_length=1,
-        description="learned, or numbers separated by commas; several to compare them",
+        description=f"{IN_WORDS}; several to compare them",
     )
     prompt: str = Field(PROMPT, min_length=1, description="text to continue")
     max_tokens: int = Field(64, ge=1, description="most tokens of an answer")

@@ -25,7 +25,7 @@ from mhc_model.checkpoint import MODEL_TYPE, shape_entries
 from mhc_model.config import ModelConfig
 from mhc_model.decoder import Decoder, quiet_about_mixing, rope_table
 from mhc_model.errors import ConfigError, EngineError, GateError
-from mhc_model.gates import GateValues, expand_gates
+from mhc_model.gates import RequestGates, expand_gates, resolve_gates
 from mhc_model.settings import validate_settings
 from mhc_model.streams import scale_columns
 
@@ -125,7 +125,7 @@ class MHCGatesForCausalLM(PreTrainedModel, GenerationMixin):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
-        gates: GateValues | None = None,
+        gates: RequestGates = None,
         past_key_values: None = None,
         use_cache: bool | None = None,
         return_dict: bool | None = None,
@@ -137,8 +137,8 @@ class MHCGatesForCausalLM(PreTrainedModel, GenerationMixin):
             attention_mask: (b, t), 1 for tokens and 0 for padding on either side. Logits at padding
                 mean nothing.
             labels: (b, t) int64, equal to input_ids; -100 is left out. They are shifted here.
-            gates: (b, 2L) tensor, a row per sequence; or what `expand_gates` takes, for all rows;
-                or None for the learned gates.
+            gates: (b, 2L) tensor, a row per sequence; or what `resolve_gates` takes, for all rows:
+                None for the learned gates, numbers, or the name of a behaviour.
             past_key_values: must be None.
             use_cache: has no effect: there is no cache to return.
             return_dict: False gives a tuple.
@@ -177,7 +177,7 @@ class MHCGatesForCausalLM(PreTrainedModel, GenerationMixin):
         logits = self.model(input_ids.gather(1, (column + start) % t), gates)
         return logits.gather(1, ((column - start) % t)[..., None].expand_as(logits))
 
-    def _gate_rows(self, gates: GateValues | None, batch: int) -> Tensor | None:
+    def _gate_rows(self, gates: RequestGates, batch: int) -> Tensor | None:
         """(b, 2L) or None."""
         if gates is None:
             return None
@@ -188,13 +188,19 @@ class MHCGatesForCausalLM(PreTrainedModel, GenerationMixin):
             if gates.shape[0] != batch:
                 raise GateError(f"gates have {gates.shape[0]} rows for a batch of {batch}")
             return torch.stack([expand_gates(row, n_layers) for row in gates])
-        return expand_gates(gates, n_layers).expand(batch, -1)
+        phases = resolve_gates(gates, self.model.config)
+        if phases.prompt is not phases.answer:
+            raise GateError(
+                "gates of prompt and answer apart are not supported here: transformers does not "
+                "tell where a prompt ends; use Engine"
+            )
+        return None if phases.prompt is None else phases.prompt.expand(batch, -1)
 
     def prepare_inputs_for_generation(  # type: ignore[override]  # all but the ids come by name
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
-        gates: GateValues | None = None,
+        gates: RequestGates = None,
         use_cache: bool | None = None,
         position_ids: Tensor | None = None,
         **prepared: Any,

@@ -76,12 +76,12 @@ class GatePolicy(nn.Module):
         return alpha / (alpha + beta)
 
     def gates(self, observation: Tensor) -> Tensor:
-        """(b, c) float32 -> (b, 2L) float32, one gate a sublayer."""
+        """(b, c) float32 -> (b, 2L) float32, one gate a sublayer; see `expand_actions`."""
         return expand_actions(self(observation), self.config)
 
     @torch.no_grad()
     def gates_for_prompts(self, model: Decoder, prompts: Sequence[Sequence[int]]) -> Tensor:
-        """(b, 2L) float32 gates on the CPU for prompts given as token ids."""
+        """(b, 2L) float32 gates on the CPU for prompts given as token ids; see `expand_actions`."""
         device = self.head.weight.device
         return self.gates(observe_prompts(model, prompts, self.config).to(device)).cpu()
 
@@ -133,12 +133,17 @@ class GatePolicy(nn.Module):
 
 
 def expand_actions(actions: Tensor, config: PolicyConfig) -> Tensor:
-    """(b, a) actions -> (b, 2L) gates, in the order of `mhc_model.gates.gate_names`."""
+    """(b, a) actions -> (b, 2L) gates, in the order of `mhc_model.gates.gate_names`.
+
+    With the action space `prompt_and_answer` they are (b, 2, 2L), those of the prompt first.
+    """
     sublayers = len(SUBLAYERS)
     if config.action_space == "global":
         return repeat(actions, "b 1 -> b gates", gates=sublayers * config.n_layers)
     if config.action_space == "per_layer":
         return repeat(actions, "b l -> b (l s)", s=sublayers)
+    if config.action_space == "prompt_and_answer":
+        return repeat(actions, "b phase -> b phase gates", gates=sublayers * config.n_layers)
     return actions
 
 

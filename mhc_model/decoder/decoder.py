@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 Watch = Callable[[int, Tensor, Coefficients, Tensor], None]
 """Called at every sublayer with its index, the streams before it (b, t, n, c), its coefficients and
-its gates (b,)."""
+its gates: (b,), or (b, t) where tokens have their own."""
 
 
 @contextmanager
@@ -160,9 +160,9 @@ class Decoder(Gated):
 
         Args:
             tokens: (b, t) int64 token ids.
-            gates: (b, 2L) in [0, 1], one row per sequence, or None for the learned gates. The
-                range is the caller's to check (`expand_gates`): a check here would wait for the
-                device at every step.
+            gates: (b, 2L) in [0, 1], one row per sequence; (b, t, 2L), one per token; or None for
+                the learned gates. The range is the caller's to check (`expand_gates`): a check
+                here would wait for the device at every step.
             cache: keys and values so far; the tokens continue its rows.
 
         Returns:
@@ -180,7 +180,7 @@ class Decoder(Gated):
     ) -> Tensor:
         """The normalised output of the last layer, (b, t, c); arguments as in `forward`."""
         b, t = tokens.shape
-        gates = self._checked_gates(gates, b)
+        gates = self._checked_gates(gates, b, t)
         attend = self._attend(tokens, cache)
         x = self.through_layers(tokens, self._positions(tokens, cache), gates, attend)
         if cache is not None:
@@ -195,7 +195,7 @@ class Decoder(Gated):
         Args:
             tokens: (b, t) int64.
             positions: (b or 1, t) int64, in the context.
-            gates: (b, 2L); None for a plain model.
+            gates: (b, 2L) or (b, t, 2L); None for a plain model.
             attend: rotations, and what the attention looks at.
 
         Returns:
@@ -248,7 +248,7 @@ class Decoder(Gated):
         """(b, t, c) through the streams of the first `count` layers, gates (b, 2L) -> (b, t, c)."""
         b, t, _ = x.shape
         # Tokens are flat between the sublayers, each with the gates of its sequence.
-        token_gates = gates.repeat_interleave(t, dim=0)
+        token_gates = gates.flatten(0, 1) if gates.ndim == 3 else gates.repeat_interleave(t, dim=0)
         first = self.layers[0].attention_connection
         x, u, coefficients = first.start(x.flatten(0, 1), self.stream_embedding)
         for index in range(count):
@@ -280,7 +280,7 @@ class Decoder(Gated):
             x: (b t, n, c) streams before the attention.
             u: (b t, c) what the attention reads of them.
             coefficients: of the attention's connection.
-            gates: (b, 2L).
+            gates: (b, 2L) or (b, t, 2L).
             token_gates: (b t, 2L).
             attend: positions and cache.
             watch: sees what every sublayer finds.
@@ -293,7 +293,7 @@ class Decoder(Gated):
         for k, after in ((2 * index, layer.mlp_connection), (2 * index + 1, following)):
             if watch is not None:
                 now = Coefficients(*(value.unflatten(0, shape) for value in coefficients))
-                watch(k, x.unflatten(0, shape), now, gates[:, k])
+                watch(k, x.unflatten(0, shape), now, gates[..., k])
             u = u.unflatten(0, shape)
             if k % 2:
                 y = layer.mlp(layer.mlp_norm(u, is_rms=True)).flatten(0, 1)

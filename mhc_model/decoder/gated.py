@@ -9,7 +9,13 @@ from torch import Tensor, nn
 
 from mhc_model.config import ModelConfig
 from mhc_model.errors import GateError
-from mhc_model.gates import GateValues, allowed_gates, expand_gates
+from mhc_model.gates import (
+    GateValues,
+    RequestGates,
+    allowed_gates,
+    expand_gates,
+    resolve_gates,
+)
 
 
 class Gated(nn.Module):
@@ -36,11 +42,11 @@ class Gated(nn.Module):
             raise GateError("this model is plain (mhc: null): it has no gates")
         return torch.sigmoid(self.gate_logits.float())
 
-    def gate_rows(self, rows: Sequence[GateValues | None]) -> Tensor:
+    def gate_rows(self, rows: Sequence[RequestGates]) -> Tensor:
         """Gates of a batch in which some rows have their own and None means the default ones.
 
         Args:
-            rows: per sequence None, a number, or L or 2L numbers, as `expand_gates` takes them.
+            rows: per sequence what `resolve_gates` takes, of which those of the prompt count.
 
         Returns:
             (b, 2L) float32 on the model's device. The default is the learned gates,
@@ -50,9 +56,7 @@ class Gated(nn.Module):
             GateError: for gates out of range or of a wrong length, and for a plain model.
         """
         learned = self._default_gates()
-        expanded = [
-            None if row is None else expand_gates(row, self.config.n_layers) for row in rows
-        ]
+        expanded = [resolve_gates(row, self.config).prompt for row in rows]
         return torch.stack([learned if row is None else row.to(learned) for row in expanded])
 
     def set_gate(self, gate: float | Tensor) -> None:
@@ -87,18 +91,19 @@ class Gated(nn.Module):
         learned = self.learned_gates()
         return learned if self._set_gates is None else self._set_gates.to(learned)
 
-    def _checked_gates(self, gates: Tensor | None, batch: int) -> Tensor | None:
-        """Gates of a forward pass: (b, 2L) on the model's device; None for a plain model."""
+    def _checked_gates(self, gates: Tensor | None, batch: int, tokens: int) -> Tensor | None:
+        """Gates of a forward pass, (b, 2L) or (b, t, 2L), on the model's device; None if plain."""
         if self.config.mhc is None:
             if gates is not None:
                 raise GateError("this model is plain (mhc: null): it takes no gates")
             return None
         if gates is None:
             return self._default_gates().expand(batch, -1)
-        if gates.shape != (batch, self.config.n_gates):
+        n_gates = self.config.n_gates
+        if gates.shape not in ((batch, n_gates), (batch, tokens, n_gates)):
             raise GateError(
                 f"gates have shape {tuple(gates.shape)}; expected ({batch}, "
-                f"{self.config.n_gates}), one row per sequence; "
+                f"{self.config.n_gates}), one row per sequence, or one per token; "
                 f"{allowed_gates(self.config.n_layers)} through expand_gates"
             )
         return gates.to(self.gate_logits.device)

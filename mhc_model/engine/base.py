@@ -20,7 +20,7 @@ from mhc_model.decoder import Decoder
 from mhc_model.engine.request import Completion, Delta, EngineStats, FinishReason, Request
 from mhc_model.engine.row import Row
 from mhc_model.errors import EngineError
-from mhc_model.gates import expand_gates
+from mhc_model.gates import PhaseGates, resolve_gates
 from mhc_model.tokenizer import Tokenizer
 
 
@@ -104,7 +104,7 @@ class EngineBase(ABC):
             EngineError: if the prompt is empty, has an unknown token id or does not fit with
                 max_tokens into the context, the id is in use, n is not 1 to 128, or stop strings
                 lack a tokenizer.
-            GateError: if the gates are not what `expand_gates` takes, or the model is plain.
+            GateError: if the gates are not what `resolve_gates` takes, or the model is plain.
         """
         self._check(request)
         gates = self._gates_of(request)
@@ -113,7 +113,7 @@ class EngineBase(ABC):
             stop_ids.update(self.tokenizer.eos_ids)
         self._samples[request.id] = request.n
         for index in range(request.n):
-            self._enqueue(Row(request, index, gates, frozenset(stop_ids)))
+            self._enqueue(Row(request, index, gates.prompt, frozenset(stop_ids), gates.answer))
         return request.id
 
     def cancel(self, request_id: str) -> bool:
@@ -177,14 +177,9 @@ class EngineBase(ABC):
             raise EngineError(f"a request with the id {request.id!r} is under way")
         self._gates_of(request)
 
-    def _gates_of(self, request: Request) -> Tensor | None:
-        if self._learned is None:
-            if request.gates is not None:
-                self.model.learned_gates()  # raises: a plain model has no gates
-            return None
-        if request.gates is None:
-            return self._learned
-        return expand_gates(request.gates, self.model.config.n_layers)
+    def _gates_of(self, request: Request) -> PhaseGates:
+        phases = resolve_gates(request.gates, self.model.config)
+        return PhaseGates(*(self._learned if phase is None else phase for phase in phases))
 
     # How a sample ends
 

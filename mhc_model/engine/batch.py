@@ -76,6 +76,11 @@ class Batch:
         self.drawn[slot] = 0
         self.live[slot] = 0
 
+    def answer(self, row: Row) -> None:
+        """The prompt is read: from here on the row has the gates of its answer."""
+        if row.changes_gates and self.gates is not None and row.answer_gates is not None:
+            self.gates[row.slot] = row.answer_gates.to(self.gates.device)
+
     def remove(self, row: Row) -> None:
         if row.slot is not None:
             self.rows[row.slot] = None

@@ -257,6 +257,7 @@ class Engine(EngineBase):
         """Draws the first token of rows whose prompt is read, from its last output (r, c)."""
         for row in rows:
             self._line.has_read(row)
+            self._batch.answer(row)
         self._batch.live[slots] = 1
         if any(row.request.sampling.max_tokens for row in rows):
             drawn = self._batch.draw(self.model.logits(last), slots, self._batch.wanted(rows))

@@ -10,7 +10,7 @@ from typing import Literal
 
 from mhc_model.config import MAX_TOP_LOGPROBS
 from mhc_model.errors import EngineError
-from mhc_model.gates import GateValues
+from mhc_model.gates import RequestGates
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
@@ -92,7 +92,8 @@ class Request:
 
     Attributes:
         prompt: token ids, not empty.
-        gates: what `expand_gates` takes, or None for the learned gates.
+        gates: what `resolve_gates` takes: None for the learned gates, numbers, the name of a
+            behaviour, or both for prompt and answer apart.
         sampling: see `SamplingParams`.
         id: unique among the requests under way; made up if not given.
         n: completions wanted, 1 to 128. They share the prompt's prefill; sample 0 is what the
@@ -101,7 +102,7 @@ class Request:
     """
 
     prompt: Sequence[int]
-    gates: GateValues | None = None
+    gates: RequestGates = None
     sampling: SamplingParams = SamplingParams()
     id: str = field(default_factory=lambda: f"request-{next(_ids)}")
     n: int = 1
@@ -172,6 +173,7 @@ class Completion:
         top_logprobs: the likeliest tokens at each, where asked for.
         prompt_logprobs: those of the prompt, where asked for.
         gates: the 2L gates that were used; None for a plain model.
+        answer_gates: those of the answer, where the prompt was read under others (`gates`).
         cached_tokens: tokens of the prompt whose keys and values did not have to be computed.
         timings: see `Timings`.
     """
@@ -187,6 +189,7 @@ class Completion:
     gates: tuple[float, ...] | None
     cached_tokens: int
     timings: Timings
+    answer_gates: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import time
 from bisect import bisect_right
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from mhc_model.engine.request import (
@@ -89,7 +90,8 @@ class Row:
     """A sample under way: its gates, what is in the cache, what it has generated.
 
     Attributes:
-        gates: (2L,) float32 on the CPU, or None for a plain model.
+        gates: (2L,) float32 on the CPU, or None for a plain model: those of the prompt.
+        answer_gates: likewise, those of the answer.
         stop_ids: token ids that end it.
         blocks: names of the prompt's whole blocks in the prefix cache.
         slot: row of the cache and of the batch; None while it waits.
@@ -98,12 +100,18 @@ class Row:
     """
 
     def __init__(
-        self, request: Request, index: int, gates: Tensor | None, stop_ids: frozenset[int]
+        self,
+        request: Request,
+        index: int,
+        gates: Tensor | None,
+        stop_ids: frozenset[int],
+        answer_gates: Tensor | None = None,
     ) -> None:
         sampling = request.sampling
         self.request = request
         self.index = index
         self.gates = gates
+        self.answer_gates = gates if answer_gates is None else answer_gates
         self.stop_ids = stop_ids
         self.seed = (sampling.seed + index * _SEED_STEP) & ((1 << 63) - 1)
         self.prompt = list(request.prompt)
@@ -199,6 +207,7 @@ class Row:
             top_logprobs=tuple(self.top_logprobs[: len(tokens)]) if self._keeps_top else None,
             prompt_logprobs=self._prompt_logprobs(),
             gates=None if self.gates is None else tuple(self.gates.tolist()),
+            answer_gates=self._other_answer_gates(),
             cached_tokens=self.cached,
             timings=Timings(
                 queued_s=(self.started or now) - self.added,
@@ -206,6 +215,18 @@ class Row:
                 total_s=now - self.added,
             ),
         )
+
+    @property
+    def changes_gates(self) -> bool:
+        """Whether the answer has other gates than the prompt."""
+        if self.gates is None or self.answer_gates is None or self.answer_gates is self.gates:
+            return False
+        return not torch.equal(self.gates, self.answer_gates)
+
+    def _other_answer_gates(self) -> tuple[float, ...] | None:
+        if self.answer_gates is None or not self.changes_gates:
+            return None
+        return tuple(self.answer_gates.tolist())
 
     @property
     def _keeps_top(self) -> bool:

@@ -44,8 +44,10 @@ class RecurseSettings(SessionSettings):
     )
     model: str = Field("default", description="the model's name at the endpoint")
     context: int = Field(4096, ge=1, description="the context of the model at the endpoint")
-    gates: float | tuple[float, ...] | None = Field(
-        None, description="1, L or 2L numbers in [0, 1]; none are the learned gates"
+    gates: float | tuple[float, ...] | str | None = Field(
+        None,
+        description="1, L or 2L numbers in [0, 1], or the name of a behaviour of the model; none "
+        "are the learned gates",
     )
     device: str = Field("auto", description='"auto" is CUDA if there is one')
     max_batch: int = Field(32, ge=1, description="prompts that the engine decodes at a time")

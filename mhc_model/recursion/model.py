@@ -13,14 +13,14 @@ from torch import Tensor
 from mhc_model.decoder import Decoder
 from mhc_model.engine import Completion, Engine, Request, SamplingParams
 from mhc_model.errors import CancelledError, EngineError, SessionError
-from mhc_model.gates import GateValues
+from mhc_model.gates import RequestGates
 from mhc_model.policy import prompt_observation
 from mhc_model.recursion.search import Embedder, TextIndex
 from mhc_model.recursion.settings import SessionSettings
 from mhc_model.tokenizer import Tokenizer
 
-Gates = GateValues | str | None
-"""As the HTTP API takes them: numbers, "learned", None, and what else a model understands."""
+Gates = RequestGates
+"""As the HTTP API takes them: numbers, names, None, and what else a model understands."""
 
 PASSAGE_CHARS = 960
 _SAMPLE = 20_000  # characters from which the characters of a token are estimated
@@ -183,15 +183,7 @@ def engine_requests(
     stop: Sequence[str],
     gates: Gates,
 ) -> list[Request]:
-    """Greedy requests of one batch.
-
-    Raises:
-        SessionError: for gates that are a word other than "learned".
-    """
-    if isinstance(gates, str):
-        if gates != "learned":
-            raise SessionError(f'gates are {gates!r}; give numbers, "learned" or none')
-        gates = None
+    """Greedy requests of one batch."""
     sampling = SamplingParams(max_tokens=max_tokens, stop=tuple(stop))
     return [
         Request(tokenizer.encode(prompt, bos=True), gates=gates, sampling=sampling)

@@ -11,12 +11,11 @@ from collections.abc import Sequence
 
 import torch
 from pydantic import Field
-from torch import Tensor
 from tyro.conf import Positional
 
 from mhc_model.checkpoint import Checkpoint, load_checkpoint
 from mhc_model.errors import ConfigError
-from mhc_model.gates import expand_gates, gate_names, parse_gates
+from mhc_model.gates import IN_WORDS, RequestGates, gate_names, parse_gates
 from mhc_model.routing.ascii import bars, heatmap
 from mhc_model.routing.figures import Routing, SublayerRouting, watch_routing
 from mhc_model.settings import Settings, parse_command_line
@@ -36,7 +35,7 @@ class InspectSettings(Settings):
     )
     ascii: bool = Field(False, description="draw matrices and figures as shades and bars")
     text: str = Field(TEXT, description="what the model reads meanwhile")
-    gates: str = Field("learned", description="learned, or 1, L or 2L numbers separated by commas")
+    gates: str = Field("learned", description=f"{IN_WORDS}; the prompt's count")
     device: str = Field("cpu", description="cpu, cuda, cuda:0, ...")
 
 
@@ -87,13 +86,13 @@ def describe(loaded: Checkpoint) -> str:
     return f"{text}\n{mhc.n_streams} streams, H_res by {how}"
 
 
-def observe(loaded: Checkpoint, text: str, gates: Tensor | list[float] | None) -> Routing:
+def observe(loaded: Checkpoint, text: str, gates: RequestGates) -> Routing:
     """Reads a text with the model and watches.
 
     Args:
         loaded: of an mHC model.
         text: read from the document separator on; without a tokenizer the first token ids serve.
-        gates: None (learned), or what `expand_gates` takes.
+        gates: what `resolve_gates` takes; those of the prompt count.
 
     Raises:
         GateError: if the gates do not fit, or the model is plain.
@@ -108,9 +107,9 @@ def observe(loaded: Checkpoint, text: str, gates: Tensor | list[float] | None) -
     else:
         raise ConfigError("the text is empty; give one with --text")
     device = model.embedding.weight.device
-    row = None if gates is None else expand_gates(gates, model.config.n_layers)[None].to(device)
+    rows = model.gate_rows([gates])
     with watch_routing(model) as routing, torch.inference_mode():
-        model(torch.tensor([tokens], device=device), row)
+        model(torch.tensor([tokens], device=device), rows)
     return routing
 
 

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from mhc_model.decoder import Decoder, watching
 from mhc_model.errors import EngineError, GateError
-from mhc_model.gates import GateValues
+from mhc_model.gates import RequestGates
 from mhc_model.streams import Coefficients, doubly_stochastic_error, gated
 
 
@@ -105,7 +105,7 @@ class Routing:
             found.pre,
             found.post,
             found.res,
-            gate[:, None].expand(found.pre.shape[:2]),
+            (gate if gate.ndim == 2 else gate[:, None]).expand(found.pre.shape[:2]),
             found.identity_distance,
             found.similarity,
         )
@@ -173,17 +173,17 @@ class Routing:
 
 @torch.no_grad()
 def prompt_routing(
-    decoder: Decoder, tokens: Sequence[int], gates: GateValues | None = None
+    decoder: Decoder, tokens: Sequence[int], gates: RequestGates = None
 ) -> PromptRouting:
     """Runs one prompt and says what its streams do at each token.
 
     Args:
         decoder: has streams; not running elsewhere meanwhile.
         tokens: t ids, at least one, at most the context.
-        gates: what `expand_gates` takes; None gives the learned gates.
+        gates: what `resolve_gates` takes, of which those of the prompt count.
 
     Raises:
-        GateError: for a plain model, and for gates that `expand_gates` refuses.
+        GateError: for a plain model, and for gates that `resolve_gates` refuses.
         EngineError: if there are no tokens, too many, or ids outside the vocabulary.
     """
     routing = Routing(decoder)

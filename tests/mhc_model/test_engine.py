@@ -275,7 +275,7 @@ BAD_REQUESTS = {
     "gate range": (Request([1], 1.5), GateError, r"gate 0 is 1.5.*\[0, 1\]"),
     "gate length": (Request([1], [0.5] * 4), GateError, "4 gates given.*3 .*6"),
     "gate NaN": (Request([1], math.nan), GateError, "nan"),
-    "gate text": (Request([1], "learned"), GateError, "'learned'"),
+    "gate name": (Request([1], "loud"), GateError, "'loud'.*names of this model are learned"),
     "stop without tokenizer": (
         Request([1], sampling=SamplingParams(stop=("x",), max_tokens=3)),
         EngineError,
