@@ -375,7 +375,7 @@ def test_gates_reach_the_engine(engine):
     assert texts["learned"] == texts[None]
     with pytest.raises(GateError):
         engine_session(engine, [0.1, 0.2]).query("q", (0, 20))
-    with pytest.raises(GateError, match="'policy'.*names of this model are learned"):
+    with pytest.raises(GateError, match=r"'policy'.*names of this model are learned"):
         engine_session(engine, "policy").query("q", (0, 20))
     assert not engine.has_work
 
