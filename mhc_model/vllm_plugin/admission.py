@@ -21,7 +21,7 @@ from vllm.v1.engine.input_processor import InputProcessor
 
 from mhc_model.config import ModelConfig
 from mhc_model.errors import GateError
-from mhc_model.gates import expand_gates, gates_hash
+from mhc_model.gates import PhaseGates, gates_hash, resolve_gates
 from mhc_model.huggingface import MHCGatesConfig
 
 GATES = "gates"
@@ -40,33 +40,41 @@ def admit(request: EngineCoreRequest, config: ModelConfig) -> None:
 
     Args:
         request: its parameters are changed in place: `extra_args["gates"]` becomes a list of 2L
-            numbers, or disappears if it was None, which means the learned gates.
+            numbers; a mapping of "prompt" and "answer" to such lists or None where they differ; or
+            disappears where all are the learned gates.
         config: of the model.
 
     Raises:
-        RefusedGates: for gates that `expand_gates` refuses, and for any on a plain model.
+        RefusedGates: for gates that `resolve_gates` refuses, and for any on a plain model.
     """
     parameters = request.sampling_params
     given = None if parameters is None else (parameters.extra_args or {}).get(GATES)
+    phases = _resolve(given, config)
     if config.mhc is None:
-        if given is not None:
-            raise RefusedGates("this model is plain (mhc: null): it has no gates")
         return
-    name = _LEARNED
+    names = tuple(map(_name, phases))
     if parameters is not None and parameters.extra_args is not None:
         extra = {key: value for key, value in parameters.extra_args.items() if key != GATES}
-        if given is not None:
-            gates = _expand(given, config.n_layers)
-            name, extra[GATES] = gates_hash(gates), gates.tolist()
+        prompt, answer = (None if gates is None else gates.tolist() for gates in phases)
+        if names[0] != names[1]:
+            extra[GATES] = {"prompt": prompt, "answer": answer}
+        elif prompt is not None:
+            extra[GATES] = prompt
         parameters.extra_args = extra
+    # vLLM keeps what was generated as well as prompts, so both phases are in the name.
+    name = names[0] if names[0] == names[1] else " ".join(names)
     request.cache_salt = _salt(name, request.cache_salt)
 
 
-def _expand(given: Any, n_layers: int) -> Tensor:
+def _resolve(given: Any, config: ModelConfig) -> PhaseGates:
     try:
-        return expand_gates(given, n_layers)
+        return resolve_gates(given, config)
     except GateError as error:
         raise RefusedGates(str(error)) from None
+
+
+def _name(gates: Tensor | None) -> str:
+    return _LEARNED if gates is None else gates_hash(gates)
 
 
 def _salt(name: str, given: str | None) -> str:
@@ -115,7 +123,14 @@ def _refuse_beams(kind: type[Any]) -> None:
     kind.to_beam_search_params = to_beam_search_params
 
 
-def gates_of(parameters: SamplingParams | None) -> list[float] | None:
-    """The 2L gates of an admitted request; None for the learned gates."""
+Numbers = list[float] | None
+"""2L gates; None for the learned ones."""
+
+
+def gates_of(parameters: SamplingParams | None) -> tuple[Numbers, Numbers]:
+    """The gates of an admitted request: of its prompt and of its answer."""
     extra = None if parameters is None else parameters.extra_args
-    return None if extra is None else extra.get(GATES)
+    gates = None if extra is None else extra.get(GATES)
+    if isinstance(gates, dict):
+        return gates["prompt"], gates["answer"]
+    return gates, gates

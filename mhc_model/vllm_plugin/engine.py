@@ -326,8 +326,16 @@ def sampling_of(row: Row) -> vllm.SamplingParams:
         prompt_logprobs=sampling.top_logprobs if scores_prompt else None,
         detokenize=False,
         output_kind=RequestOutputKind.DELTA,
-        extra_args=None if row.gates is None else {GATES: row.gates.tolist()},
+        extra_args=_extra(row),
     )
+
+
+def _extra(row: Row) -> dict[str, Any] | None:
+    if row.gates is None or row.answer_gates is None:
+        return None
+    if not row.changes_gates:
+        return {GATES: row.gates.tolist()}
+    return {GATES: {"prompt": row.gates.tolist(), "answer": row.answer_gates.tolist()}}
 
 
 def _take_logprobs(row: Row, entries: Any, token: int) -> None:

@@ -24,7 +24,8 @@ from mhc_model.vllm_plugin.admission import gates_of
 
 
 class GateModelState(DefaultModelState):
-    """Holds the gates of every slot (s, 2L) and of every token of a step (t, 2L)."""
+    """Holds the gates of every slot (s, 2 * 2L), those of its prompt first, and of every token of a
+    step (t, 2L)."""
 
     def __init__(
         self,
@@ -39,7 +40,7 @@ class GateModelState(DefaultModelState):
         if decoder.config.mhc is not None:
             learned = decoder.learned_gates().detach()
             self._learned = learned.tolist()
-            size = (self.max_num_reqs, len(self._learned))
+            size = (self.max_num_reqs, 2 * len(self._learned))
             self._slots = StagedWriteTensor(size, torch.float32, device)
             # One storage for all steps: the replay of a CUDA graph reads it where it was recorded.
             self._token_gates = learned.repeat(self.max_num_tokens, 1)
@@ -47,9 +48,10 @@ class GateModelState(DefaultModelState):
     def add_request(self, req_index: int, new_req_data: NewRequestData) -> None:
         super().add_request(req_index, new_req_data)
         if self._learned is not None:
-            gates = gates_of(new_req_data.sampling_params)
+            phases = gates_of(new_req_data.sampling_params)
             # The learned ones are written too: the slot may hold those of another request.
-            self._slots.stage_write(req_index, 0, self._learned if gates is None else gates)
+            numbers = [self._learned if gates is None else gates for gates in phases]
+            self._slots.stage_write(req_index, 0, [*numbers[0], *numbers[1]])
 
     def apply_staged_writes(self) -> None:
         super().apply_staged_writes()
@@ -67,8 +69,15 @@ class GateModelState(DefaultModelState):
         slots = input_batch.idx_mapping[: input_batch.num_reqs].repeat_interleave(
             counts, output_size=input_batch.num_tokens
         )
+        # Of each slot the gates of the prompt come first, and behind them those of the answer.
+        answers = (
+            input_batch.positions[: input_batch.num_tokens] >= req_states.prompt_len.gpu[slots]
+        )
         torch.index_select(
-            self._slots.gpu, 0, slots, out=self._token_gates[: input_batch.num_tokens]
+            self._slots.gpu.view(-1, len(self._learned)),
+            0,
+            2 * slots + answers,
+            out=self._token_gates[: input_batch.num_tokens],
         )
         return {**inputs, "gates": self._token_gates[: input_batch.num_tokens_after_padding]}
 

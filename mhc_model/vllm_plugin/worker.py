@@ -24,7 +24,7 @@ class GateRunner(CPUModelRunner):
         n_gates = vllm_config.model_config.hf_config.to_model_config().n_gates
         self._learned: Tensor | None = None
         # Of the requests of the last step: converting a list takes longer than the rest.
-        self._known: dict[str, tuple[list[float], Tensor]] = {}
+        self._known: dict[str, tuple[Any, Tensor]] = {}
         # One storage for all steps, as compiled code wants it.
         self._token_gates = torch.zeros(self.max_num_tokens, n_gates, device=device)
 
@@ -50,24 +50,34 @@ class GateRunner(CPUModelRunner):
         requests = self.input_batch.req_ids if num_reqs is None else []
         if requests:
             starts = torch.from_numpy(self.query_start_loc.np[: len(requests) + 1])
-            rows = torch.stack(self._rows(requests, self._learned))
-            gates = rows.repeat_interleave(starts.diff(), dim=0)
-            self._token_gates[: len(gates)] = gates
+            counts = starts.diff()
+            phases = torch.stack(self._rows(requests, self._learned))  # (r, 2, 2L)
+            self._token_gates[: counts.sum()] = phases.flatten(0, 1).repeat_interleave(
+                self._phase_counts(len(requests), counts), dim=0
+            )
         return {**arguments, "gates": self._token_gates}
 
+    def _phase_counts(self, requests: int, counts: Tensor) -> Tensor:
+        """(2r,): of each request's `counts` tokens (r,), those of its prompt and of its answer."""
+        batch = self.input_batch
+        computed = torch.from_numpy(batch.num_computed_tokens_cpu[:requests])
+        left = torch.from_numpy(batch.num_prompt_tokens[:requests]) - computed
+        prompt = torch.minimum(left.clamp(min=0), counts)
+        return torch.stack([prompt, counts - prompt], dim=1).flatten().long()
+
     def _rows(self, requests: list[str], learned: Tensor) -> list[Tensor]:
-        """(2L,) of each request."""
+        """(2, 2L) of each request: the gates of its prompt and of its answer."""
         known, self._known = self._known, {}
         rows = []
         for name in requests:
-            values = gates_of(self.requests[name].sampling_params)
-            if values is None:
-                rows.append(learned)
-                continue
-            before, row = known.get(name, (None, learned))
-            if before is not values:
-                row = torch.tensor(values)
-            self._known[name] = (values, row)
+            parameters = self.requests[name].sampling_params
+            before, row = known.get(name, (self, learned))
+            if before is not parameters:
+                phases = gates_of(parameters)
+                row = torch.stack(
+                    [learned if gates is None else torch.tensor(gates) for gates in phases]
+                )
+            self._known[name] = (parameters, row)
             rows.append(row)
         return rows
 

@@ -11,11 +11,12 @@ import pytest
 import torch
 from vllm_engines import vllm_engines
 
-from mhc_model import Decoder, expand_gates, save_checkpoint
+from mhc_model import Decoder, save_checkpoint
+from mhc_model.gates import resolve_gates
 
 CONTEXT = 160
 KINDS: dict[str, dict[str, Any]] = {
-    "limit": {},
+    "limit": {"behaviours": {"direct": {"gates": [0.0, 0.3]}}},
     "lite": {"mhc": {"projection": "permutations"}},
     "iterations": {"mhc": {"projection": "iterations", "sinkhorn_iters": 5}},
     "plain": {"plain": True},
@@ -88,8 +89,14 @@ def engine_of(checkpoint_of) -> Callable[..., Any]:
 @torch.no_grad()
 def _reference(model: Decoder, prompt: list[int], gates: Any, max_tokens: int):
     tokens, logprobs = list(prompt), []
-    rows = None if gates is None else expand_gates(gates, model.config.n_layers)[None]
+    phases = resolve_gates(gates, model.config)
     for _ in range(max_tokens):
+        counts = (len(prompt), len(tokens) - len(prompt))
+        rows = None
+        if model.config.mhc is not None:
+            learned = model.learned_gates()
+            each = zip((learned if row is None else row for row in phases), counts, strict=True)
+            rows = torch.cat([row.expand(count, -1) for row, count in each])[None]
         scores = model(torch.tensor([tokens]), rows)[0, -1].log_softmax(dim=-1)
         tokens.append(int(scores.argmax()))
         logprobs.append(float(scores.max()))
@@ -98,5 +105,6 @@ def _reference(model: Decoder, prompt: list[int], gates: Any, max_tokens: int):
 
 @pytest.fixture(scope="session")
 def reference() -> Callable[..., tuple[tuple[int, ...], list[float]]]:
-    """`reference(model, prompt, gates, max_tokens)`: greedy, with a whole forward pass a token."""
+    """`reference(model, prompt, gates, max_tokens)`: greedy, a whole forward pass a token,
+    each token under the gates of its phase."""
     return _reference

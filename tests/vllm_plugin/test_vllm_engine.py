@@ -22,11 +22,15 @@ MODES = [
 
 
 def requests_of(kind: str, count: int = COUNT, longest: int = 90, **fields) -> list[Request]:
-    """Prompts of different lengths, each with gates of its own; the first has the learned ones."""
+    """Prompts of different lengths, each with gates of its own; the first has the learned ones, and
+    some have others for their answer."""
     generator = torch.Generator().manual_seed(count)
     lengths = torch.linspace(1, longest, count).long().tolist()
     gates = [None, *torch.rand(count, 6, generator=generator)]
     gates[1:3] = [torch.zeros(6), torch.ones(6)]
+    if kind == "limit" and count > 8:  # a behaviour's name, and other gates for the answer
+        gates[3:9:2] = ["direct", torch.rand(2, 6, generator=generator), {"answer": 1.0}]
+        gates[9:10] = [{"prompt": gates[4], "answer": "direct"}]
     sampling = SamplingParams(max_tokens=MAX_TOKENS, logprobs=True)
     return [
         Request(
@@ -59,7 +63,8 @@ def test_a_mixed_batch_equals_lone_runs_and_the_uncached_model(engine_of, equal,
     engine = engine_of("limit", **options)
     requests = requests_of("limit")
     together = engine.generate(requests)
-    assert len({completion.gates for completion in together}) == COUNT
+    assert len({(completion.gates, completion.answer_gates) for completion in together}) == COUNT
+    assert sum(completion.answer_gates is not None for completion in together) == 3
     equal("limit", requests, together)
     engine.clear_prefix_cache()
     for request, got in zip(requests, together, strict=True):
