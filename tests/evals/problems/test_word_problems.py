@@ -10,9 +10,9 @@ import sys
 
 import pytest
 
+from evals.problems import LEVELS, SPLITS, generate
 from evals.problems.stories import NAMES, STORIES, THINGS
-from evals.problems.word_problems import LEVELS, SPLITS, generate
-from evals.tasks.gsm8k_pure import gold_answer, score
+from evals.tasks import gold_answer, score
 from mhc_model.errors import DataError
 
 NOTE = re.compile(r"([0-9+\-*/ ]+) = \$?<<([0-9+\-*/]+)=(\d+)>>(\d+)")
@@ -100,7 +100,7 @@ def test_level_4_takes_three_or_four_steps():
 
 def test_another_process_makes_the_same_problems():
     """Python's own hash differs between the two: nothing may depend on it."""
-    code = "from evals.word_problems import generate; print(generate(4, 'train', 50, seed=3))"
+    code = "from evals.problems import generate; print(generate(4, 'train', 50, seed=3))"
     environment = {**os.environ, "PYTHONHASHSEED": "12345"}
     other = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 
 import pytest
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here needs the hub
 pytest.importorskip("lm_eval", reason="the extra `eval` is not installed")
 
+from evals.__main__ import main
+from evals.harness import HarnessSettings, local_task, run
+from evals.harness.__main__ import main as harness_main
 from evals.harness.agreement import agreement
-from evals.harness.command import GatedLM, HarnessSettings, local_task, run
-from evals.harness.command import main as harness_main
-from evals.run import main
-from mhc_model.checkpoint import save_checkpoint
-from mhc_model.errors import ConfigError, DataError, EngineError
+from mhc_model.errors import DataError
 
 # Warnings of the harness and of what it imports are not ours to mend.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -61,13 +58,6 @@ def data(tmp_path_factory):
         path.parent.mkdir(exist_ok=True)
         path.write_text("".join(json.dumps(row) + "\n" for row in own))
     return root
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory, make_model, tokenizer):
-    directory = tmp_path_factory.mktemp("harness") / "mhc"
-    save_checkpoint(directory, make_model(context=512), tokenizer)
-    return directory
 
 
 @pytest.fixture(scope="module")
@@ -125,50 +115,6 @@ def test_the_command_says_whether_samples_agree(checkpoint, data, ours, tmp_path
         agreement(results, ours["learned"], ["arc_easy"])
     assert harness_main([*line, "--backend", "hf", "--gates", "0"]) == 2
     assert "hf model has no gates" in capsys.readouterr().err
-
-
-def test_rolling_likelihood_counts_every_token_once(checkpoint, tokenizer):
-    import torch
-    from lm_eval.api.instance import Instance
-
-    model = GatedLM(str(checkpoint), gates=0.5, batch_size=2, device="cpu")
-    engine = model.engine
-    texts = ["Tom has 7 apples. " * 60, "Anna", ""]
-    found = model.loglikelihood_rolling(
-        [Instance("loglikelihood_rolling", {}, (text,), i) for i, text in enumerate(texts)]
-    )
-    tokens = tokenizer.encode(texts[0])
-    size = engine.max_seq_len - 1
-    assert len(tokens) > size
-    expected, gates = 0.0, torch.full((1, 4), 0.5)
-    first = [tokenizer.bos_id, *tokens[:size]]
-    last = tokens[-size - 1 :]
-    for row, scored in ((first, size), (last, len(tokens) - size)):
-        with torch.no_grad():
-            logprobs = engine.model(torch.tensor([row]), gates)[0].log_softmax(-1)
-        for place in range(len(row) - scored, len(row)):
-            expected += logprobs[place - 1, row[place]].item()
-    assert found[0] == pytest.approx(expected, abs=1e-2)
-    assert found[2] == 0.0
-    assert found[1] < 0
-
-
-def test_generation_arguments(checkpoint):
-    from lm_eval.api.instance import Instance
-
-    model = GatedLM(str(checkpoint), device="cpu")
-
-    def ask(**arguments):
-        return model.generate_until([Instance("generate_until", {}, ("Tom", arguments), 0)])[0]
-
-    whole = ask(until=[], max_gen_toks=8)
-    assert whole
-    stop = next(letter for letter in whole[::-1] if letter.isascii() and letter.isalpha())
-    assert ask(until=[stop], max_gen_toks=8) == whole.split(stop)[0]
-    with pytest.raises(ConfigError, match="repetition_penalty"):
-        ask(until=[], repetition_penalty=1.2)
-    with pytest.raises(EngineError, match="leaves no room"):
-        ask(until=[], max_gen_toks=600)
 
 
 def test_local_tasks_are_the_harness_own(data):

@@ -13,13 +13,10 @@ import pytest
 import torch
 import yaml
 
-from evals.report.build import main as report_main
-from evals.report.token_kinds import kind_of, mixing_by_kind
-from evals.run import main
-from mhc_model.checkpoint import load_checkpoint
+from evals.__main__ import main
+from evals.report.__main__ import main as report_main
 from mhc_model.config import PolicyConfig
 from mhc_model.policy import GatePolicy
-from mhc_model.routing import watch_routing
 
 
 def write_training(directory, mhc):
@@ -150,38 +147,6 @@ def test_errors(tmp_path, capsys):
     assert "holds no run" in capsys.readouterr().err
     assert report_main([str(tmp_path / "absent")]) == 2
     assert "is not a directory" in capsys.readouterr().err
-
-
-def test_mixing_by_kind_is_the_mean_of_routing(checkpoints):
-    loaded = load_checkpoint(checkpoints[0] / "mhc")
-    texts = ["Tom has 7 apples", "12 + 5"]
-    table, kinds, counts = mixing_by_kind(loaded.model, loaded.tokenizer, texts)
-    with watch_routing(loaded.model) as routing, torch.no_grad():
-        for text in texts:
-            loaded.model(torch.tensor([loaded.tokenizer.encode(text, bos=True)]))
-    expected = [float(record.identity_distance) for record in routing.sublayers()]
-    weighted = np.average(table, axis=0, weights=counts)
-    assert weighted.tolist() == pytest.approx(expected, abs=1e-5)
-    assert kinds[:2] == ["separator", "number"]
-    assert counts[0] == 2
-
-
-@pytest.mark.parametrize(
-    ("text", "kind"),
-    [
-        (b"", "separator"),
-        (b"12", "number"),
-        (b" 7", "number"),
-        (b" has", "word"),
-        (b"ing", "part of a word"),
-        ("é".encode(), "part of a word"),
-        (b" +", "sign"),
-        (b"<<", "sign"),
-        (b"\n", "space or line break"),
-    ],
-)
-def test_kinds(text, kind):
-    assert kind_of(text) == kind
 
 
 def test_a_browser_shows_every_picture(report):

@@ -7,8 +7,9 @@ import math
 import pytest
 import torch
 
-from evals.tasks.bits_per_byte import bits_per_byte, cut_windows, window_nats
-from evals.tasks.gsm8k_pure import document, load_problems
+from evals.problems import load_problems
+from evals.tasks import bits_per_byte, document
+from evals.tasks.bits_per_byte import cut_windows, window_nats
 from mhc_model.errors import DataError, GateError
 
 TEXTS = [document(p) for p in load_problems("builtin:1", "test", 2)] + ["é" * 20, "", "a"]

@@ -8,10 +8,14 @@ import math
 import pytest
 import torch
 
-from evals.tasks.choice_plan import choice_plan
-from evals.tasks.likelihood import Pair, encode_pair, likelihood_request, read_likelihood
-from evals.tasks.multiple_choice import ChoiceProblem, load_choices, score_choices
-from evals.tasks.plan import evaluate
+from evals.tasks import (
+    ChoiceProblem,
+    choice_plan,
+    encode_pair,
+    evaluate,
+    load_choices,
+)
+from evals.tasks.multiple_choice import score_choices
 from mhc_model.engine import Engine
 from mhc_model.errors import DataError
 
@@ -98,14 +102,6 @@ def test_scores_by_sum_and_by_character():
     assert score_choices(empty, [-0.1, -40.0]) == (False, True, 0, 1)
 
 
-def test_pairs_are_cut_as_the_harness_cuts_them(tokenizer):
-    pair = encode_pair(tokenizer, "Tom has  ", "7 apples")
-    assert pair.context == tokenizer.encode("Tom has", bos=True)
-    assert pair.context + pair.continuation == tokenizer.encode("Tom has  7 apples", bos=True)
-    assert encode_pair(tokenizer, "", " 7") == ([tokenizer.bos_id], tokenizer.encode(" 7"))
-    assert encode_pair(tokenizer, "Tom", " 7", bos=False).context == tokenizer.encode("Tom")
-
-
 PROBLEMS = [
     ChoiceProblem("a", "Tom has 7 apples.", ("He eats 5 apples.", "No", "Anna has 3 pens"), 0),
     ChoiceProblem("b", "Anna", ("buys 12 apples for 3 dollars", "is"), 1),
@@ -134,17 +130,6 @@ def test_likelihoods_are_those_of_a_plain_forward_pass(make_model, tokenizer, ga
         assert sample["gates"] == pytest.approx(
             (own[0] if own is not None else engine.model.learned_gates()).tolist()
         )
-
-
-def test_greedy_continuations_are_seen(make_model, tokenizer):
-    engine = Engine(make_model(), tokenizer)
-    context = tokenizer.encode("Tom has", bos=True)
-    with torch.no_grad():
-        order = engine.model(torch.tensor([context]))[0, -1].argsort(descending=True).tolist()
-    for token, greedy in ((order[0], True), (order[1], False)):
-        request = likelihood_request(Pair(context, [token]), None, 128, "r")
-        (completion,) = engine.generate([request])
-        assert read_likelihood(request, completion).greedy is greedy
 
 
 def test_what_does_not_fit_is_cut_or_counted(make_model, tokenizer):
