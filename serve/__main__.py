@@ -20,8 +20,8 @@ from mhc_model.policy import GatePolicy
 from mhc_model.settings import parse_command_line, reports_errors
 from mhc_model.tokenizer import FAST_FILE
 from serve.auth import load_keys
+from serve.basics import LOG_STREAMS, JsonLog
 from serve.completions.chat_template import ChatTemplate
-from serve.json_log import STREAMS, JsonLog
 from serve.service import check_policy
 from serve.settings import ServeSettings
 
@@ -72,7 +72,7 @@ def check_settings(settings: ServeSettings) -> ServeSettings:
             "chat_template": _absolute(settings.chat_template),
             "api_keys_file": _absolute(settings.api_keys_file),
             "access_log": settings.access_log
-            if settings.access_log in STREAMS
+            if settings.access_log in LOG_STREAMS
             else _absolute(settings.access_log),
             "model_name": settings.served_name,
         }
@@ -96,7 +96,7 @@ def _check_log(target: str) -> None:
     except OSError as error:
         raise ConfigError(
             f"access_log {target} cannot be written ({error.strerror}); give another file, or one "
-            f"of {', '.join(STREAMS)}"
+            f"of {', '.join(LOG_STREAMS)}"
         ) from None
 
 
