@@ -29,7 +29,7 @@ from serve.completions.prepare import Prepared, Preparer
 from serve.completions.schemas import CompletionRequest, Health, ModelCard, ModelList, Ready
 from serve.completions.streaming import EventStream
 from serve.errors import APIError, timed_out, unavailable
-from serve.monitoring.observer import Observer, SilentObserver
+from serve.monitoring.observer import Observer, Observers
 from serve.monitoring.tracing import RequestTrace, trace_of
 
 T = TypeVar("T")
@@ -59,7 +59,7 @@ class CompletionService:
             aliases: further names that requests may give, such as the checkpoint's path.
             chat_template: of conversations; None takes `ChatTemplate.default`.
             request_timeout_s: a request that takes longer is cancelled and gets a 504.
-            observer: hears of every request and of the engine's load.
+            observer: hears of every request and of the engine's load; None: nobody does.
 
         Raises:
             ConfigError: if the engine has no tokenizer or no checkpoint, or the policy was trained
@@ -73,7 +73,7 @@ class CompletionService:
         if policy is not None:
             check_policy(policy, engine.checkpoint_hash)
         self.config = engine.model.config
-        self.observer: Observer = SilentObserver() if observer is None else observer
+        self.observer: Observer = Observers() if observer is None else observer
         self._names = {model_name, engine.checkpoint_hash, *aliases}
         self.timeout_s = request_timeout_s
         self.embedder = token_embedder(engine.model, engine.tokenizer)
