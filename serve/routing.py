@@ -221,7 +221,7 @@ def _response(
         gates=found.gates.tolist(),
         gates_source=source,
         token_ids=tokens,
-        tokens=[service.served.names.names[token] for token in tokens],
+        tokens=[service.identity.names.names[token] for token in tokens],
         n_streams=found.sublayers[0].pre.shape[-1],
         per_token=body.per_token,
         composite_gain=[round(gain, DECIMALS) for gain in found.composite_gains],

@@ -125,7 +125,7 @@ class Batcher:
         Args:
             engine: owned by the thread from now on.
             max_queue: samples that may wait besides the `engine.max_batch` that have a row.
-            on_load: hears of the load as `serve.observer.Observer.load` says.
+            on_load: hears of the load as `serve.monitoring.Observer.load` says.
         """
         self._engine = engine
         self._capacity = engine.max_batch + max_queue

@@ -21,7 +21,7 @@ _POLL_S = 0.02
 _BUSY_S = 0.2  # until prompts that found a full queue are offered again
 
 
-class Served(Protocol):
+class PromptService(Protocol):
     """What `ServedModel` needs of a service."""
 
     @property
@@ -50,7 +50,7 @@ class ServedModel:
         gates_source: where they came from.
     """
 
-    def __init__(self, service: Served) -> None:
+    def __init__(self, service: PromptService) -> None:
         self._service = service
         # A session leaves room in the queue for others.
         self._batch = max(1, service.capacity // 2)
