@@ -19,23 +19,28 @@ from mhc_model.errors import ConfigError
 from mhc_model.policy import GatePolicy
 from mhc_model.recursion.model import token_embedder
 from mhc_model.tokenizer import Tokenizer
-from serve.completions.batcher import Batcher
-from serve.completions.calls import EngineCall, on_disconnect
-from serve.completions.chat_schemas import ChatRequest
-from serve.completions.chat_template import ChatTemplate
-from serve.completions.logprobs import TokenNames
-from serve.completions.prepare import Prepared, Preparer
-from serve.completions.responses import (
+from serve.completions import (
+    Batcher,
+    ChatRequest,
+    ChatTemplate,
     ChatWriter,
+    CompletionRequest,
     CompletionWriter,
+    EngineCall,
+    EventStream,
+    Health,
+    ModelCard,
     ModelIdentity,
+    ModelList,
+    Prepared,
+    Preparer,
+    Ready,
     ResponseWriter,
+    TokenNames,
+    on_disconnect,
 )
-from serve.completions.schemas import CompletionRequest, Health, ModelCard, ModelList, Ready
-from serve.completions.streaming import EventStream
 from serve.errors import APIError, timed_out, unavailable
-from serve.monitoring.observer import Observer, Observers
-from serve.monitoring.tracing import RequestTrace, trace_of
+from serve.monitoring import Observer, Observers, RequestTrace, trace_of
 
 T = TypeVar("T")
 

@@ -15,7 +15,7 @@ from serve.completions.batcher import Event
 from serve.completions.calls import EngineCall, on_disconnect
 from serve.completions.responses import ResponseWriter
 from serve.errors import CLIENT_CLOSED_REQUEST, as_api_error
-from serve.monitoring.tracing import RequestTrace
+from serve.monitoring import RequestTrace
 
 
 class EventStream(Response):

@@ -9,12 +9,10 @@ from http import HTTPStatus
 from typing import Protocol
 
 from mhc_model.engine import Completion
-from mhc_model.recursion import CancelToken, Generated
+from mhc_model.recursion import CancelToken, Embedder, Generated
 from mhc_model.recursion.model import Gates, as_generated
-from mhc_model.recursion.search import Embedder
 from mhc_model.tokenizer import Tokenizer
-from serve.completions.prepare import Prepared
-from serve.completions.schemas import CompletionRequest, GatesSource
+from serve.completions import CompletionRequest, GatesSource, Prepared
 from serve.errors import APIError
 
 _POLL_S = 0.02

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer as Fast
 
 from mhc_model import ConfigError
 from mhc_model.tokenizer import FastTokenizer
-from serve.completions.chat_template import ChatTemplate
+from serve.completions import ChatTemplate
 
 MESSAGES = [
     {"role": "system", "content": "Be brief. "},

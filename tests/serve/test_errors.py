@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from serve.app import MAX_BODY_BYTES
-from serve.completions.schemas import CompletionRequest
+from serve.completions import CompletionRequest
 
 GOOD = {"prompt": "Question:", "max_tokens": 2, "temperature": 0}
 LIMITS = ("1 number", "3 (one per layer)", "6 (one per sublayer)", "[0, 1]", '"learned"')

@@ -13,9 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from mhc_model.engine import EngineStats
 from serve.app import create_app
 from serve.basics import JsonLog
-from serve.monitoring.access_log import AccessLog
-from serve.monitoring.metrics import ReplicaMetrics, exposition
-from serve.monitoring.observer import Observers, RequestRecord
+from serve.monitoring import AccessLog, Observers, ReplicaMetrics, RequestRecord, exposition
 
 BODY = {"prompt": ["Question: Tom", "a"], "max_tokens": 7, "temperature": 0, "ignore_eos": True}
 

@@ -12,7 +12,7 @@ import torch
 from mhc_model import expand_gates
 from mhc_model.engine import EngineStats
 from mhc_model.gates import gates_hash
-from serve.monitoring.observer import RequestRecord
+from serve.monitoring import RequestRecord
 
 GREEDY = {"prompt": "Question: Tom", "max_tokens": 8, "temperature": 0}
 

@@ -19,8 +19,9 @@ from mhc_model.checkpoint import checkpoint_hash
 from mhc_model.config import PolicyConfig
 from mhc_model.policy import GatePolicy
 from mhc_model.settings import load_settings, validate_settings
-from serve.__main__ import check_settings, main
+from serve.__main__ import main
 from serve.auth import VARIABLE
+from serve.checks import check_settings
 from serve.proxy import proxy_environment
 from serve.settings import ServeSettings
 
