@@ -27,11 +27,11 @@ CONTEXT = 96
 # Modules whose tests run over both engines.
 BOTH_ENGINES = {
     "test_batcher",
-    "test_completions",
+    "test_service",
     "test_lm_eval",
     "test_openai_client",
-    "test_served_routing",
-    "test_streams",
+    "test_serve_routing",
+    "test_streaming",
 }
 TEXTS = ["Question: Tom has 7 apples and buys 5 more.\nAnswer: 7 + 5 = 12", "naïve café, 東京"] * 8
 

@@ -48,7 +48,7 @@ def test_the_page_is_packaged_and_not_in_the_api_document(call):
         entry.name for entry in resources.files("serve.playground").joinpath("static").iterdir()
     ]
     assert {name.rpartition(".")[2] for name in names} <= set(CONTENT_TYPES)
-    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())
     assert project["tool"]["setuptools"]["package-data"]["serve.playground"] == ["static/*"]
     paths = call("GET", "/openapi.json").json()["paths"]
     assert not [path for path in paths if path == "/" or path.startswith("/static")]
