@@ -163,7 +163,7 @@ def test_stop_ends_one_column_and_frees_its_row(page, address):
     page.fill("#prompt", PROMPT)
     page.fill("#max-tokens", 60)
     page.one("#generate").click()
-    page.until(lambda: page.text("#column-a .output"))
+    page.until(lambda: page.text("#column-a .output") and page.text("#column-b .output"))
     page.one("#column-a .halt").click()
     page.until(lambda: page.text("#column-a .state") == "stopped")
     assert page.text("#column-b .state") == "streaming"
