@@ -1,4 +1,4 @@
-"""What the engine makes of a request, as OpenAI's responses and stream chunks."""
+"""Completions and deltas of the engine, written as OpenAI's responses and stream chunks."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ DONE = "data: [DONE]\n\n"
 
 
 @dataclass(frozen=True)
-class Served:
-    """What answers say of the server.
+class ModelIdentity:
+    """What responses say of the model.
 
     Attributes:
         model: the name in the API.
         checkpoint: content hash of the weights.
-        tokenizer: of the model.
+        tokenizer: its own.
         names: of its tokens.
     """
 
@@ -49,8 +49,8 @@ class Served:
     names: TokenNames
 
 
-class Answer(ABC):
-    """The response to one request: whole, or chunk by chunk.
+class ResponseWriter(ABC):
+    """Writes the response to one request: whole, or chunk by chunk.
 
     A choice's index is the prompt's times n plus the sample's.
     """
@@ -58,8 +58,10 @@ class Answer(ABC):
     object: str
     chunk_object: str
 
-    def __init__(self, served: Served, body: GenerationRequest, prepared: Prepared) -> None:
-        self._served = served
+    def __init__(
+        self, identity: ModelIdentity, body: GenerationRequest, prepared: Prepared
+    ) -> None:
+        self._identity = identity
         self._prepared = prepared
         self._n = body.n
         self._prompts = {request.id: i for i, request in enumerate(prepared.requests)}
@@ -70,9 +72,9 @@ class Answer(ABC):
             "id": f"{body.kind}-{uuid.uuid4().hex}",
             "object": self.chunk_object,
             "created": int(time.time()),
-            "model": served.model,
+            "model": identity.model,
             "gates_source": prepared.gates_source,
-            "checkpoint": served.checkpoint,
+            "checkpoint": identity.checkpoint,
         }
         # Everything but the choices is the same in each chunk: it is written once.
         head = json.dumps(self._envelope)
@@ -175,13 +177,15 @@ class Answer(ABC):
         """The choice that ends a stream."""
 
 
-class CompletionAnswer(Answer):
-    """Of /v1/completions."""
+class CompletionWriter(ResponseWriter):
+    """For /v1/completions."""
 
     object = chunk_object = "text_completion"
 
-    def __init__(self, served: Served, body: CompletionRequest, prepared: Prepared) -> None:
-        super().__init__(served, body, prepared)
+    def __init__(
+        self, identity: ModelIdentity, body: CompletionRequest, prepared: Prepared
+    ) -> None:
+        super().__init__(identity, body, prepared)
         self._echoes = body.echo
         self._logprobs = body.logprobs
         self._writers: dict[int, LogprobWriter] = {}
@@ -219,7 +223,7 @@ class CompletionAnswer(Answer):
         return {**_choice(index, "", None), "finish_reason": reason}
 
     def _echo(self, index: int) -> str:
-        return self._served.tokenizer.decode(self._echoed(index)) if self._echoes else ""
+        return self._identity.tokenizer.decode(self._echoed(index)) if self._echoes else ""
 
     def _echoed(self, index: int) -> Sequence[int]:
         """The caller's own tokens."""
@@ -233,7 +237,7 @@ class CompletionAnswer(Answer):
             return None
         writer = self._writers.get(index)
         if writer is None:
-            writer = self._writers[index] = LogprobWriter(self._served.names, self._logprobs > 0)
+            writer = self._writers[index] = LogprobWriter(self._identity.names, self._logprobs > 0)
         echoed = None
         if prompt is not None:
             start = self._prepared.starts[index // self._n]
@@ -244,14 +248,14 @@ class CompletionAnswer(Answer):
         return written if echoed is None else joined(echoed, written)
 
 
-class ChatAnswer(Answer):
-    """Of /v1/chat/completions."""
+class ChatWriter(ResponseWriter):
+    """For /v1/chat/completions."""
 
     object = "chat.completion"
     chunk_object = "chat.completion.chunk"
 
-    def __init__(self, served: Served, body: ChatRequest, prepared: Prepared) -> None:
-        super().__init__(served, body, prepared)
+    def __init__(self, identity: ModelIdentity, body: ChatRequest, prepared: Prepared) -> None:
+        super().__init__(identity, body, prepared)
         self._logprobs = body.logprobs
 
     def _whole(self, envelope: dict[str, Any], completions: Sequence[Completion]) -> BaseModel:
@@ -285,7 +289,7 @@ class ChatAnswer(Answer):
     def _content(self, gained: Completion | Delta) -> dict[str, Any] | None:
         if not self._logprobs:
             return None
-        names = self._served.names
+        names = self._identity.names
         return {"content": names.chat(gained.tokens, gained.logprobs or (), gained.top_logprobs)}
 
 

@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from mhc_model import EngineError, Request, SamplingParams
-from serve.completions.batcher import Batcher
+from serve.completions import Batcher
 from serve.errors import APIError
 
 SECONDS = 20

@@ -1,23 +1,14 @@
-"""What a replica counts is what it did, and /metrics tells of all replicas."""
+"""What a replica counts is what it did, and the metrics tell of all replicas."""
 
 from __future__ import annotations
 
-import asyncio
-import json
 import pickle
 
-import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from mhc_model.engine import EngineStats
-from serve.app import create_app
-from serve.json_log import JsonLog
-from serve.monitoring.access_log import AccessLog
-from serve.monitoring.metrics import ReplicaMetrics, exposition
-from serve.monitoring.observer import Observers, RequestRecord
-
-BODY = {"prompt": ["Question: Tom", "a"], "max_tokens": 7, "temperature": 0, "ignore_eos": True}
+from serve.monitoring import ReplicaMetrics, RequestRecord, exposition
 
 
 def samples_of(text: bytes) -> dict[tuple, float]:
@@ -30,67 +21,19 @@ def samples_of(text: bytes) -> dict[tuple, float]:
     }
 
 
-@pytest.fixture
-def log(tmp_path):
-    return tmp_path / "access.log"
-
-
-@pytest.fixture
-def served(make_service, log):
-    """The application, and what it counts."""
-    metrics = ReplicaMetrics("r1")
-    service = make_service(observer=Observers(metrics, AccessLog(JsonLog(str(log)))))
-
-    async def text() -> bytes:
-        return exposition([metrics.collect()])
-
-    return create_app(service, metrics=text), service
-
-
-def test_requests_are_counted_and_logged_with_what_they_took(served, log, wait_until):
-    app, service = served
-
-    async def talk() -> tuple[list[httpx.Response], bytes]:
-        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
-            post = [
-                await client.post("/v1/completions", json=body, headers={"x-request-id": name})
-                for name, body in (
-                    ("good", {**BODY, "gates": 0.5}),
-                    ("stream", {**BODY, "stream": True}),
-                    ("bad", {**BODY, "gates": 2}),
-                )
-            ]
-            post.append(await client.get("/v1/nothing", headers={"x-request-id": "a\tb"}))
-            await asyncio.to_thread(wait_until, lambda: service.health().active == 0)
-            return post, (await client.get("/metrics")).content
-
-    answers, text = asyncio.run(talk())
-    counted = samples_of(text)
-    prompt = answers[0].json()["usage"]["prompt_tokens"]
+def test_requests_are_counted_with_what_they_took(talk):
+    counted = samples_of(talk.metrics)
     assert counted["mhc_requests_total", "ok", "/v1/completions", "200"] == 2
     assert counted["mhc_requests_total", "refused", "/v1/completions", "400"] == 1
     assert counted["mhc_requests_total", "refused", "unknown", "404"] == 1
     assert counted["mhc_generated_tokens_total",] == 2 * 14
-    assert counted["mhc_prompt_tokens_total",] == 2 * prompt
+    assert counted["mhc_prompt_tokens_total",] == 2 * talk.prompt_tokens
     assert counted["mhc_samples_finished_total",] == 4
     assert counted["mhc_rows_decoding",] == counted["mhc_samples_pending",] == 0
     for name in ("time_to_first_token", "time_per_output_token", "request"):
         assert counted[f"mhc_{name}_seconds_count",] == 2
         assert counted[f"mhc_{name}_seconds_sum",] > 0
     assert counted["mhc_batch_size_count",] > 0
-    lines = [json.loads(line) for line in log.read_text().splitlines()]
-    good, stream, bad, unknown = lines[:4]
-    assert [line["id"] for line in lines[:3]] == ["good", "stream", "bad"]
-    assert unknown["id"] == answers[3].headers["x-request-id"] != "a\tb"
-    assert (good["prompt_tokens"], good["completion_tokens"]) == (prompt, 14)
-    assert 0 < good["ttft_ms"] < good["ms"]
-    assert len(good["gates_hash"]) == 64
-    assert good["gates_hash"] != stream["gates_hash"]
-    assert (good["gates_source"], stream["gates_source"]) == ("request", "learned")
-    assert (bad["status"], bad["outcome"], bad["completion_tokens"]) == (400, "refused", 0)
-    assert (unknown["status"], unknown["route"]) == (404, "unknown")
-    assert "Tom" not in log.read_text()
 
 
 def record(**fields) -> RequestRecord:
@@ -136,12 +79,3 @@ def test_replicas_are_told_apart_and_each_name_stands_once():
     assert {s.labels["replica"]: s.value for s in rows} == {"r1": 1, "r2": 2}
     assert text.decode().count("# TYPE mhc_rows_decoding ") == 1
     assert b"_created" not in text
-
-
-def test_a_log_takes_whole_lines_of_several_writers(tmp_path):
-    path = tmp_path / "log"
-    logs = [JsonLog(str(path)), JsonLog(str(path))]
-    for number in range(50):
-        logs[number % 2].write({"number": number})
-    assert [json.loads(line)["number"] for line in path.read_text().splitlines()] == [*range(50)]
-    JsonLog("off").write({"a": 1})

@@ -10,7 +10,6 @@ from itertools import chain
 import openai
 import pytest
 
-from mhc_model import Request, SamplingParams
 from serve.auth import ApiKeys
 
 PROMPT = "Question: Tom has 7 apples"
@@ -24,22 +23,10 @@ def client(live):
         yield client
 
 
-@pytest.fixture(scope="module")
-def alone(make_engine, tokenizer):
-    engine = make_engine(max_batch=1)
-
-    def run(prompt: str, gates=None, n: int = 1, **sampling):
-        tokens = tokenizer.encode(prompt, bos=True)
-        request = Request(tokens, gates=gates, n=n, sampling=SamplingParams(**sampling))
-        return engine.generate([request])
-
-    return run
-
-
 @pytest.mark.parametrize("gates", [0, [1.0, 0.5, 0.0], "learned"])
 def test_completes_with_gates(client, alone, gates):
     answer = client.completions.create(**GREEDY, extra_body={"gates": gates})
-    (expected,) = alone(PROMPT, None if gates == "learned" else gates, max_tokens=12)
+    expected = alone(PROMPT, None if gates == "learned" else gates, max_tokens=12)
     assert answer.choices[0].text == expected.text
     assert answer.choices[0].finish_reason == expected.finish_reason
     assert answer.gates == list(expected.gates)
@@ -69,7 +56,7 @@ def test_streams_the_same(client):
 
 
 def test_logprobs(client, alone):
-    (expected,) = alone(PROMPT, max_tokens=12, logprobs=True, top_logprobs=3)
+    expected = alone(PROMPT, max_tokens=12, logprobs=True, top_logprobs=3)
     found = client.completions.create(**GREEDY, logprobs=3).choices[0].logprobs
     assert found.token_logprobs == pytest.approx(expected.logprobs, abs=1e-5)
     for entry, top in zip(found.top_logprobs, expected.top_logprobs, strict=True):
@@ -87,7 +74,7 @@ def test_logprobs(client, alone):
 
 
 def test_echo_scores_the_prompt(client, alone):
-    (expected,) = alone(PROMPT, max_tokens=2, logprobs=True, prompt_logprobs_from=1)
+    expected = alone(PROMPT, max_tokens=2, logprobs=True, prompt_logprobs_from=1)
     for stream in (False, True):
         answer = client.completions.create(
             **{**GREEDY, "max_tokens": 2}, echo=True, logprobs=1, stream=stream
@@ -106,7 +93,7 @@ def test_echo_scores_the_prompt(client, alone):
 
 def test_chat(client, alone):
     prompt = "Be brief.\n\nQuestion: 7 + 5?\nAnswer:"
-    (expected,) = alone(prompt, 0.5, max_tokens=12, logprobs=True, stop=("Question:",))
+    expected = alone(prompt, 0.5, max_tokens=12, logprobs=True, stop=("Question:",))
     fields = {
         "model": "tiny",
         "messages": MESSAGES,
@@ -210,7 +197,7 @@ def test_sixty_four_gate_vectors_at_once(live, alone):
 
     answers = asyncio.run(run())
     for answer, prompt, row in zip(answers, prompts, rows, strict=True):
-        (expected,) = alone(prompt, row, max_tokens=8)
+        expected = alone(prompt, row, max_tokens=8)
         assert answer.choices[0].text == expected.text
         assert answer.gates == list(expected.gates)
     assert len({answer.choices[0].text for answer in answers}) > 32

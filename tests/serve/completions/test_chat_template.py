@@ -11,7 +11,7 @@ from tokenizers import Tokenizer as Fast
 
 from mhc_model import ConfigError
 from mhc_model.tokenizer import FastTokenizer
-from serve.completions.chat_template import ChatTemplate
+from serve.completions import ChatTemplate
 
 MESSAGES = [
     {"role": "system", "content": "Be brief. "},
@@ -120,57 +120,3 @@ def test_a_template_may_refuse_messages(tokenizer, make_service, call):
     assert response.status_code == 400
     assert response.json()["error"]["param"] == "messages"
     assert "one turn only" in response.json()["error"]["message"]
-
-
-@pytest.fixture
-def chat(call):
-    def send(**fields):
-        body = {"messages": [{"role": "user", "content": "a"}], "temperature": 0, **fields}
-        return call("POST", "/v1/chat/completions", json=body)
-
-    return send
-
-
-BAD = {
-    "messages": [None, [], "a", [1], [{"role": "user"}], [{"role": "tool", "content": "a"}]],
-    "max_tokens": [0, 1.5, "1"],
-    "max_completion_tokens": [0, "1"],
-    "logprobs": [1, "true"],
-    "top_logprobs": [1, -1, 21],
-    "response_format": ["text", {"type": "json_object"}],
-    "tools": [[], {}],
-}
-BAD["messages"] += [
-    [{"role": "user", "content": content}]
-    for content in (1, [], [{"type": "image_url", "image_url": {"url": ""}}], [{"text": "a"}])
-]
-BAD["messages"] += [[{"role": "user", "content": "a", "x": 1}], [{"role": "user"}] * 2000]
-
-
-@pytest.mark.parametrize("field", BAD)
-def test_bad_fields_are_named(chat, field):
-    for value in BAD[field]:
-        response = chat(**{field: value})
-        assert response.status_code == 400, value
-        error = response.json()["error"]
-        assert error["param"] == field, value
-        assert field in error["message"]
-
-
-def test_text_parts_are_lines_and_nulls_are_nothing(chat):
-    parts = [{"type": "text", "text": "7 + 5?"}, {"type": "text", "text": "Quick."}]
-    one = chat(messages=[{"role": "user", "content": "7 + 5?\nQuick."}], max_tokens=4).json()
-    message = {"role": "user", "content": parts, "name": None, "tool_calls": None}
-    other = chat(messages=[message], max_completion_tokens=4, tools=None, stop=None).json()
-    assert one["choices"] == other["choices"]
-    assert one["usage"]["prompt_tokens"] == other["usage"]["prompt_tokens"]
-
-
-def test_an_answer_may_fill_the_context(chat):
-    answer = chat(ignore_eos=True, stop_token_ids=[]).json()
-    assert answer["usage"]["total_tokens"] == 96 or answer["choices"][0]["finish_reason"] == "stop"
-    assert chat(max_tokens=1).json()["usage"]["completion_tokens"] == 1
-    long = chat(messages=[{"role": "user", "content": "x" * 95}])
-    assert long.status_code == 400
-    assert long.json()["error"]["code"] == "context_length_exceeded"
-    assert "96" in long.json()["error"]["message"]

@@ -1,4 +1,4 @@
-"""A thousand malformed bodies over a real socket: each gets a 4xx, and the server goes on."""
+"""Bodies that are none: each gets a 4xx with its reason, and the server goes on."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 
 import httpx
 import pytest
+
+from serve.app import MAX_BODY_BYTES
 
 JSON = {"Content-Type": "application/json"}
 COMPLETION: dict[str, Any] = {"prompt": "Question:", "max_tokens": 2, "temperature": 0}
@@ -91,6 +93,7 @@ KINDS: list[Callable[[random.Random], bytes]] = [
 
 @pytest.mark.timeout(120)
 def test_a_thousand_malformed_bodies(live):
+    """Over a real socket."""
     rng = random.Random(20261125)
     with httpx.Client(base_url=live, timeout=30) as client:
         for number in range(1000):
@@ -125,3 +128,39 @@ def test_other_content_types(live, kind):
     response = httpx.post(f"{live}/v1/completions", content=body, headers={"Content-Type": kind})
     assert response.status_code in (400, 415)
     assert "application/json" in response.json()["error"]["message"]
+
+
+MALFORMED = [
+    b"",
+    b"{",
+    b"null",
+    b"[]",
+    b'"prompt"',
+    b"{'prompt': 'a'}",
+    b'{"prompt": "a", "temperature": NaN}',
+    b'{"prompt": "a", "gates": Infinity}',
+    b'{"prompt": "a", "gates": [-Infinity]}',
+    b'{"prompt": "\xff"}',
+    b"\xff\xfe",
+    b'{"prompt": "a", "seed": ' + b"1" * 5000 + b"}",
+    b'{"prompt": ' + b"[" * 100_000,
+    b'{"prompt": "a", "gates": ' + b"[" * 900 + b"]" * 900 + b"}",
+    rb'{"prompt": "\ud800"}',
+]
+
+
+@pytest.mark.parametrize("body", MALFORMED, ids=lambda body: repr(body[:25]))
+def test_malformed_bodies(post_bytes, error_of, body):
+    error = error_of(post_bytes(body), 400)
+    assert error["type"] == "invalid_request_error"
+    assert "JSON" in error["message"]
+
+
+def test_body_needs_the_json_content_type(post_bytes, error_of):
+    error = error_of(post_bytes(json.dumps(COMPLETION), "text/plain"), 400)
+    assert "Content-Type: application/json" in error["message"]
+
+
+def test_large_bodies_are_refused(post_bytes, error_of):
+    error = error_of(post_bytes(json.dumps({"prompt": "a" * MAX_BODY_BYTES})), 413)
+    assert str(MAX_BODY_BYTES) in error["message"]

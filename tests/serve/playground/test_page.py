@@ -44,9 +44,11 @@ def test_only_the_pages_own_files_are_served(call, name):
 
 
 def test_the_page_is_packaged_and_not_in_the_api_document(call):
-    names = [entry.name for entry in resources.files("serve").joinpath("static").iterdir()]
+    names = [
+        entry.name for entry in resources.files("serve.playground").joinpath("static").iterdir()
+    ]
     assert {name.rpartition(".")[2] for name in names} <= set(CONTENT_TYPES)
-    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
-    assert project["tool"]["setuptools"]["package-data"]["serve"] == ["static/*"]
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())
+    assert project["tool"]["setuptools"]["package-data"]["serve.playground"] == ["static/*"]
     paths = call("GET", "/openapi.json").json()["paths"]
     assert not [path for path in paths if path == "/" or path.startswith("/static")]

@@ -3,98 +3,23 @@
 from __future__ import annotations
 
 import shutil
-import threading
-import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 
-from mhc_model import Engine, EngineError
 from mhc_model.checkpoint import checkpoint_hash
 from mhc_model.config import PolicyConfig
 from mhc_model.policy import GatePolicy
-from serve.app import create_app
 from serve.auth import ApiKeys
-from serve.service import CompletionService
 
 pytest.importorskip("selenium", reason="selenium is not installed")
-from playground_page import PROMPT, Page, numbers, start_browser
+from playground_page import PROMPT, Page, numbers
 from selenium.webdriver.common.keys import Keys
 
-CHROMIUM, CHROMEDRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(
-    not (CHROMIUM and CHROMEDRIVER), reason="chromium and chromedriver are not installed"
+    not (shutil.which("chromium") and shutil.which("chromedriver")),
+    reason="chromium and chromedriver are not installed",
 )
-
-
-class SlowEngine(Engine):
-    """Takes its time, as a large model does: a stream can be watched and stopped."""
-
-    def step(self):
-        time.sleep(0.02)
-        return super().step()
-
-
-class FailingEngine(SlowEngine):
-    """Fails in the middle of an answer."""
-
-    steps = 0
-
-    def step(self):
-        self.steps += 1
-        if self.steps > 8:
-            raise EngineError("out of order")
-        return super().step()
-
-
-@pytest.fixture(scope="module")
-def start_server() -> Iterator[Callable[..., str]]:
-    """`start_server(checkpoint, engine class, policy, **arguments of create_app)`: its address."""
-    running: list[tuple[uvicorn.Server, threading.Thread]] = []
-
-    def start(path: Path, kind: Any = SlowEngine, policy: Any = None, **arguments: Any) -> str:
-        engine = kind.from_checkpoint(path, max_batch=4, device="cpu")
-        app = create_app(CompletionService(engine, path.name, policy=policy), **arguments)
-        server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
-        thread = threading.Thread(target=server.run)
-        thread.start()
-        running.append((server, thread))
-        while not server.started:
-            assert thread.is_alive()
-            time.sleep(0.01)
-        port = server.servers[0].sockets[0].getsockname()[1]
-        return f"http://127.0.0.1:{port}"
-
-    yield start
-    for server, _ in running:
-        server.should_exit = True
-    for _, thread in running:
-        thread.join()
-
-
-@pytest.fixture(scope="module")
-def address(start_server, checkpoint) -> str:
-    return start_server(checkpoint)
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory) -> Iterator[Any]:
-    driver = start_browser(CHROMIUM, CHROMEDRIVER, tmp_path_factory.mktemp("chromium"))
-    yield driver
-    driver.quit()
-
-
-@pytest.fixture
-def page(browser, address) -> Iterator[Page]:
-    page = Page(browser, address)
-    page.open()
-    yield page
-    page.run("sessionStorage.clear()")
-    assert page.complaints() == []
 
 
 def test_loads_from_this_server_only_and_describes_the_model(page, address, checkpoint):
@@ -163,7 +88,7 @@ def test_stop_ends_one_column_and_frees_its_row(page, address):
     page.fill("#prompt", PROMPT)
     page.fill("#max-tokens", 60)
     page.one("#generate").click()
-    page.until(lambda: page.text("#column-a .output"))
+    page.until(lambda: page.text("#column-a .output") and page.text("#column-b .output"))
     page.one("#column-a .halt").click()
     page.until(lambda: page.text("#column-a .state") == "stopped")
     assert page.text("#column-b .state") == "streaming"
@@ -394,7 +319,7 @@ def test_asks_for_the_key_and_sends_it(browser, start_server, checkpoint):
 
 
 def test_an_error_in_the_middle_keeps_what_came(browser, start_server, checkpoint):
-    page = Page(browser, start_server(checkpoint, FailingEngine))
+    page = Page(browser, start_server(checkpoint, fails=True))
     page.open()
     page.fill("#prompt", PROMPT)
     page.one("#column-a .run").click()

@@ -12,14 +12,15 @@ from mhc_model import ConfigError
 from serve import auth
 from serve.app import create_app
 from serve.auth import VARIABLE, ApiKeys, is_open, load_keys
-from serve.monitoring.observer import RequestRecord, SilentObserver
+from serve.monitoring import Observers, RequestRecord
 
 KEY, OTHER = "sk-first-key-1", "sk-second-key-2"
 BODY = {"prompt": "Question: Tom", "max_tokens": 1, "temperature": 0}
 
 
-class Records(SilentObserver):
+class Records(Observers):
     def __init__(self) -> None:
+        super().__init__()
         self.seen: list[RequestRecord] = []
 
     def finished(self, record: RequestRecord) -> None:
