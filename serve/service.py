@@ -17,7 +17,7 @@ from fastapi import Request, Response
 from mhc_model.engine import Completion, EngineBase
 from mhc_model.errors import ConfigError
 from mhc_model.policy import GatePolicy
-from mhc_model.recursion.model import token_embedder
+from mhc_model.recursion import token_embedder
 from mhc_model.tokenizer import Tokenizer
 from serve.completions import (
     Batcher,

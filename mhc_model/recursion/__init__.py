@@ -17,7 +17,16 @@ In: a text, a question or a program of verbs, and a language model. Out: an `Ans
 """
 
 from mhc_model.recursion.endpoint import EndpointModel
-from mhc_model.recursion.model import CancelToken, EngineModel, Generated, LanguageModel, index_for
+from mhc_model.recursion.model import (
+    CancelToken,
+    EngineModel,
+    Gates,
+    Generated,
+    LanguageModel,
+    as_generated,
+    index_for,
+    token_embedder,
+)
 from mhc_model.recursion.program import run_program
 from mhc_model.recursion.search import Embedder, Passage, TextIndex
 from mhc_model.recursion.session import Session
@@ -30,6 +39,7 @@ __all__ = [
     "Embedder",
     "EndpointModel",
     "EngineModel",
+    "Gates",
     "Generated",
     "LanguageModel",
     "Passage",
@@ -38,6 +48,8 @@ __all__ = [
     "SessionSettings",
     "Step",
     "TextIndex",
+    "as_generated",
     "index_for",
     "run_program",
+    "token_embedder",
 ]

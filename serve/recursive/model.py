@@ -9,8 +9,7 @@ from http import HTTPStatus
 from typing import Protocol
 
 from mhc_model.engine import Completion
-from mhc_model.recursion import CancelToken, Embedder, Generated
-from mhc_model.recursion.model import Gates, as_generated
+from mhc_model.recursion import CancelToken, Embedder, Gates, Generated, as_generated
 from mhc_model.tokenizer import Tokenizer
 from serve.completions import CompletionRequest, GatesSource, Prepared
 from serve.errors import APIError
