@@ -45,6 +45,7 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/lint-imports
+	$(BIN)/python -m pytest tests/test_layout.py
 
 # torch and vLLM are named again beside our own package, so that pip keeps them. What vLLM brings for
 # pictures and sound is of another torch, and breaks its import.

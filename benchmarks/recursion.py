@@ -23,8 +23,14 @@ import torch
 
 from benchmarks.planted_facts import TEMPLATES, Planted, book_texts, generated_text, plant
 from mhc_model import Decoder, Engine, ModelConfig
-from mhc_model.recursion import EngineModel, LanguageModel, Session, SessionSettings, index_for
-from mhc_model.recursion.search import TextIndex
+from mhc_model.recursion import (
+    EngineModel,
+    LanguageModel,
+    Session,
+    SessionSettings,
+    TextIndex,
+    index_for,
+)
 from mhc_model.tokenizer import Tokenizer
 
 BUDGET_TOKENS = 4096

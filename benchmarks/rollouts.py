@@ -33,9 +33,8 @@ if not __package__:  # run as a file: Python looks beside it, not in the reposit
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.timing import quantile
-from evals.problems.problem import Problem
-from evals.tasks.gsm8k import prompt_tokens
-from evals.tasks.gsm8k_pure import load_problems, score
+from evals.problems import Problem, load_problems
+from evals.tasks import prompt_tokens, score
 from mhc_model.checkpoint import Checkpoint, load_checkpoint
 from mhc_model.settings import RaySettings
 from rl.config import PoolSettings, RLConfig

@@ -21,7 +21,7 @@ from scipy import stats
 if not __package__:  # run as a file: Python looks beside it, not in the repository's root
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from evals.report.pictures import COLOURS, training_curves
+from evals.report import COLOURS, training_curves
 
 CONFIDENCE = 0.95
 BITS = "val_bpb"

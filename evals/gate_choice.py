@@ -8,12 +8,12 @@ from pathlib import Path
 
 from torch import Tensor
 
+from evals.settings import POLICY
 from mhc_model.engine import Engine
 from mhc_model.errors import GateError
 from mhc_model.gates import GateValues, expand_gate_rows, parse_gates
 from mhc_model.policy import GatePolicy
 
-POLICY = "policy:"
 ACCEPTED = (
     "learned; a number in [0, 1]; 1, L or 2L numbers separated by commas; a .json file "
     "with a number or a list of them; policy:DIR with an exported gate policy"

@@ -10,15 +10,22 @@ from pathlib import Path
 from torch import Tensor
 
 from evals.gate_choice import GateChoice
-from evals.problems.problem import Problem
-from evals.problems.sources import BUILTIN, load_problems, read_problems
-from evals.settings import BPB, N_SHOT, EvalSettings
-from evals.tasks.choice_plan import choice_context, choice_plan
-from evals.tasks.gsm8k import gsm8k_plan, prompt_tokens
-from evals.tasks.gsm8k_pure import document
-from evals.tasks.multiple_choice import SOURCES, ChoiceProblem, load_choices
-from evals.tasks.plan import Plan, fingerprint
-from evals.tasks.text_plan import TextPlan, text_plan
+from evals.problems import BUILTIN, Problem, load_problems, read_problems
+from evals.settings import BPB, CHOICE_TASKS, N_SHOT, EvalSettings
+from evals.tasks import (
+    CHOICE_ROWS,
+    ChoiceProblem,
+    Plan,
+    TextPlan,
+    choice_context,
+    choice_plan,
+    document,
+    fingerprint,
+    gsm8k_plan,
+    load_choices,
+    prompt_tokens,
+    text_plan,
+)
 from mhc_model.engine import Engine
 from mhc_model.errors import ConfigError, DataError
 
@@ -61,8 +68,8 @@ def read_inputs(settings: EvalSettings) -> Inputs:
         inputs.malformed = {task: parsed.malformed for task in generative}
         inputs.shots = {task: _shots(settings, source, N_SHOT[task]) for task in generative}
     for task in settings.tasks:
-        if task in SOURCES:
-            source = _source(settings.data, task, SOURCES[task].hub)
+        if task in CHOICE_TASKS:
+            source = _source(settings.data, task, CHOICE_ROWS[task].hub)
             if source.startswith(BUILTIN):
                 raise ConfigError(
                     f"{task} has no built-in problems; give --data DIR with {task}/, or --data hub"
@@ -85,7 +92,7 @@ def make_plan(
     if task == BPB:
         return _text_plan(settings, inputs, choice, engine)
     bos = settings.bos
-    if task in SOURCES:
+    if task in CHOICE_TASKS:
         problems = inputs.choices[task]
         rows = _rows(choice, engine, problems, lambda p: choice_context(engine, p, bos))
         plan = choice_plan(task, engine, problems, rows, bos)

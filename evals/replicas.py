@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from evals.tasks.plan import Item, run_items
+from evals.tasks import Item, run_items
 from mhc_model.engine import Completion, Engine, Request
 from mhc_model.errors import EngineError
 from mhc_model.settings import RaySettings
@@ -74,7 +74,7 @@ class Replicas:
             )
 
     def run(self, items: Sequence[Item]) -> Iterator[tuple[Item, list[Completion]]]:
-        """As `evals.items.run_items`.
+        """As `evals.tasks.run_items`.
 
         Raises:
             EngineError: if a replica dies.

@@ -1,7 +1,4 @@
-"""`python -m evals`: evaluates one checkpoint with one choice of gates.
-
-python -m evals --checkpoint runs/mhc --tasks gsm8k bpb --data builtin:1 --limit 400 --out runs/e
-"""
+"""One evaluation: a checkpoint and a choice of gates to results.json and samples.jsonl."""
 
 from __future__ import annotations
 
@@ -15,40 +12,28 @@ from typing import Any
 from tqdm import tqdm
 
 from evals.gate_choice import GateChoice
-from evals.measure.latency import Load, measure_latency
-from evals.measure.machine import machine, package_versions
-from evals.measure.memory import MemorySettings, measure_memory
-from evals.measure.sinkhorn import projection_errors, with_iterations
+from evals.measure import (
+    Load,
+    MemorySettings,
+    machine_facts,
+    measure_latency,
+    measure_memory,
+    package_versions,
+    projection_errors,
+    with_iterations,
+)
 from evals.plans import Inputs, make_plan, read_inputs
 from evals.replicas import Replicas
-from evals.results import RESULTS, read_measured, results_table, write_results
+from evals.results import read_measured, write_results
 from evals.settings import LATENCY, MEMORY, SCORED, SINKHORN, EvalSettings
 from evals.store import SampleStore
-from evals.tasks.plan import Plan, Runner
-from evals.tasks.text_plan import TextPlan
+from evals.tasks import Plan, Runner, TextPlan
 from mhc_model.checkpoint import load_checkpoint
 from mhc_model.engine import Engine
 from mhc_model.errors import CheckpointError
-from mhc_model.settings import parse_command_line, reports_errors
 
 # Settings that change how fast samples come, or where they go, but not what they are.
 FREE = {"out", "max_batch", "replicas", "ray", "device", "latency", "against", "checkpoint"}
-
-
-@reports_errors
-def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0, or 2 after an error that the user can mend."""
-    settings = parse_command_line(
-        EvalSettings,
-        "evals",
-        "Evaluates a checkpoint: GSM8K, HellaSwag, ARC-Easy, text, latency, memory.",
-        argv,
-    )
-    results = run(settings)
-    print(f"\ngates: {results['gates']['description']}\n")
-    print(results_table(results))
-    print(f"\nresults: {Path(settings.out) / RESULTS}")
-    return 0
 
 
 def run(settings: EvalSettings) -> dict[str, Any]:
@@ -94,7 +79,7 @@ def run(settings: EvalSettings) -> dict[str, Any]:
         SINKHORN: _sinkhorn_entry(variants, scored, entries, plans),
         "settings": settings.model_dump(mode="json"),
         "versions": package_versions(),
-        "machine": machine(engine.device),
+        "machine": machine_facts(engine.device),
         "measured": measured,
     }
     write_results(out, results)

@@ -1,4 +1,4 @@
-"""Configuration of `python -m evals`."""
+"""Configuration of `python -m evals`, and the names that all of the package shares."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from evals.tasks.gsm8k import MAX_TOKENS
-from evals.tasks.multiple_choice import SOURCES
 from mhc_model.settings import RaySettings, Settings
 
-BPB, LATENCY, MEMORY, SINKHORN = "bpb", "latency", "memory", "sinkhorn"
 N_SHOT = {"gsm8k": 0, "gsm8k_8shot": 8}
-SCORED = (*N_SHOT, *SOURCES, BPB)
+HELLASWAG, ARC_EASY = CHOICE_TASKS = ("hellaswag", "arc_easy")
+BPB, LATENCY, MEMORY, SINKHORN = "bpb", "latency", "memory", "sinkhorn"
+SCORED = (*N_SHOT, *CHOICE_TASKS, BPB)
 TASKS = (*SCORED, LATENCY, MEMORY, SINKHORN)
+MAX_TOKENS = 256  # of an answer: lm-evaluation-harness's default; its gsm8k task sets none
+POLICY = "policy:"  # before the directory, in --gates
 
 
 class LatencySettings(Settings):

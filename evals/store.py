@@ -6,11 +6,13 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from evals.tasks.plan import Row
 from mhc_model.errors import ConfigError, DataError
 from mhc_model.files import lock_directory, replace_bytes, replace_text, split_lines
+
+if TYPE_CHECKING:  # the tasks load torch, and who only reads results needs none
+    from evals.tasks import Sample
 
 RUN, SAMPLES = "run.json", "samples.jsonl"
 
@@ -31,7 +33,7 @@ class SampleStore:
             DataError: if its files are damaged; a last line that was cut off is dropped.
         """
         self.directory = directory
-        self._rows: dict[tuple[str, str], Row] = {}
+        self._rows: dict[tuple[str, str], Sample] = {}
         path = directory / RUN
         # What was read from JSON compares with what went through it.
         self._identity = json.loads(json.dumps(identity))
@@ -52,7 +54,7 @@ class SampleStore:
         """Ids of the samples that are there."""
         return {identity for name, identity in self._rows if name == task}
 
-    def add(self, task: str, row: Row) -> None:
+    def add(self, task: str, row: Sample) -> None:
         """Appends a finished sample; it survives the end of this process."""
         line = json.dumps({"task": task, **row}, ensure_ascii=False)
         # What is kept is what a restart would read, so that both give the same results.
@@ -60,7 +62,7 @@ class SampleStore:
         self._file.write(line + "\n")
         self._file.flush()
 
-    def rows(self, task: str, ids: Sequence[str]) -> list[Row]:
+    def rows(self, task: str, ids: Sequence[str]) -> list[Sample]:
         """These samples, in this order; all must be there."""
         return [self._rows[task, identity] for identity in ids]
 

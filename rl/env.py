@@ -19,7 +19,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from evals.problems.problem import Problem
+from evals.problems import Problem
 from mhc_model.config import PolicyConfig
 from mhc_model.engine import Engine
 from mhc_model.policy import expand_actions

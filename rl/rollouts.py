@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from evals.problems.problem import Problem
-from evals.tasks.gsm8k import prompt_tokens
-from evals.tasks.gsm8k_pure import STOP_STRINGS, score
+from evals.problems import Problem
+from evals.tasks import STOP_STRINGS, prompt_tokens, score
 from mhc_model.engine import Request, SamplingParams
 from mhc_model.errors import DataError
 from mhc_model.files import replace_bytes, split_lines

@@ -10,10 +10,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from evals.problems.problem import Problem
-from evals.tasks.gsm8k import prompt_tokens
-from evals.tasks.gsm8k_pure import gold_answer, load_problems, prompt
-from evals.tasks.plan import fingerprint
+from evals.problems import Problem, load_problems
+from evals.tasks import fingerprint, gold_answer, prompt, prompt_tokens
 from mhc_model.checkpoint import Checkpoint, load_checkpoint
 from mhc_model.config import PolicyConfig
 from mhc_model.errors import CheckpointError, ConfigError

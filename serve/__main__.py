@@ -6,23 +6,11 @@ one, the Ray cluster. API keys come from --api-keys-file and the environment var
 
 from __future__ import annotations
 
-import ipaddress
 import os
-import socket
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from mhc_model.checkpoint import checkpoint_hash, find_checkpoint
-from mhc_model.engines import check_engine
-from mhc_model.errors import ConfigError
-from mhc_model.policy import GatePolicy
 from mhc_model.settings import parse_command_line, reports_errors
-from mhc_model.tokenizer import FAST_FILE
-from serve.auth import load_keys
-from serve.completions.chat_template import ChatTemplate
-from serve.json_log import STREAMS, JsonLog
-from serve.service import check_policy
 from serve.settings import ServeSettings
 
 
@@ -30,6 +18,9 @@ from serve.settings import ServeSettings
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     settings = parse_command_line(ServeSettings, "python -m serve", __doc__ or "", argv)
+    # torch and Ray take seconds to load: not for --help, nor for a mistake in an option.
+    from serve.checks import check_settings
+
     settings = check_settings(settings)
     # Ray reads the authentication mode while it is imported, so this comes first.
     ray_arguments = settings.ray.init_arguments()
@@ -39,76 +30,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     launch(settings, ray_arguments)
     return 0
-
-
-def check_settings(settings: ServeSettings) -> ServeSettings:
-    """Finds what is wrong before Ray is started, which takes seconds.
-
-    Returns:
-        The settings with absolute paths: replicas may run in another directory.
-
-    Raises:
-        CheckpointError, ConfigError: naming the value and the fix.
-    """
-    check_engine(settings.engine)
-    directory = find_checkpoint(settings.checkpoint)
-    if not (directory / FAST_FILE).exists():
-        raise ConfigError(f"checkpoint {directory} has no tokenizer; save it with one to serve it")
-    if settings.policy is not None:
-        check_policy(GatePolicy.load(settings.policy), checkpoint_hash(directory))
-    ChatTemplate.load(settings.chat_template, directory)
-    _check_log(settings.access_log)
-    if not load_keys(settings.api_keys_file) and not _is_loopback(settings.host):
-        print(
-            f"warning: listening on {settings.host} without API keys: whoever reaches port "
-            f"{settings.port} may use the model; give --api-keys-file",
-            file=sys.stderr,
-        )
-    _check_address(settings.host, settings.port)
-    return settings.model_copy(
-        update={
-            "checkpoint": str(directory.resolve()),
-            "policy": _absolute(settings.policy),
-            "chat_template": _absolute(settings.chat_template),
-            "api_keys_file": _absolute(settings.api_keys_file),
-            "access_log": settings.access_log
-            if settings.access_log in STREAMS
-            else _absolute(settings.access_log),
-            "model_name": settings.served_name,
-        }
-    )
-
-
-def _check_address(host: str, port: int) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise ConfigError(
-                f"cannot listen on {host}:{port} ({error.strerror}); give another --port or --host"
-            ) from None
-
-
-def _check_log(target: str) -> None:
-    try:
-        JsonLog(target).close()
-    except OSError as error:
-        raise ConfigError(
-            f"access_log {target} cannot be written ({error.strerror}); give another file, or one "
-            f"of {', '.join(STREAMS)}"
-        ) from None
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:  # a name
-        return host == "localhost"
-
-
-def _absolute(path: str | None) -> str | None:
-    return None if path is None else str(Path(path).resolve())
 
 
 if __name__ == "__main__":

@@ -14,8 +14,9 @@ from pydantic_core import from_json
 from starlette.types import ASGIApp
 
 from serve.auth import ApiKeys, KeyMiddleware
-from serve.completions.chat_schemas import ChatRequest, ChatResponse
-from serve.completions.schemas import (
+from serve.completions import (
+    ChatRequest,
+    ChatResponse,
     CompletionRequest,
     CompletionResponse,
     Health,
@@ -24,12 +25,9 @@ from serve.completions.schemas import (
     Ready,
 )
 from serve.errors import error_responses, install_error_handlers
-from serve.monitoring.metrics import CONTENT_TYPE as METRICS_TYPE
-from serve.monitoring.observer import Observer
-from serve.monitoring.tracing import Tracing
-from serve.playground.page import page_router
-from serve.recursive.schemas import RecursiveRequest, RecursiveResponse
-from serve.recursive.service import RecursiveService
+from serve.monitoring import METRICS_CONTENT_TYPE, Observer, Tracing
+from serve.playground import page_router
+from serve.recursive import RecursiveRequest, RecursiveResponse, RecursiveService
 from serve.routing import routing_routes
 from serve.service import CompletionService
 from serve.settings import RecursiveSettings
@@ -211,7 +209,7 @@ def _metrics(metrics: Callable[[], Awaitable[bytes]]) -> APIRouter:
     )
     async def prometheus() -> Response:
         """Metrics of all replicas, in Prometheus's text format."""
-        return Response(await metrics(), media_type=METRICS_TYPE)
+        return Response(await metrics(), media_type=METRICS_CONTENT_TYPE)
 
     return router
 

@@ -26,12 +26,9 @@ from mhc_model.errors import EngineError
 from mhc_model.policy import GatePolicy
 from serve.app import create_app
 from serve.auth import ApiKeys, load_keys
-from serve.completions.chat_template import ChatTemplate
-from serve.completions.schemas import ModelCard
-from serve.json_log import JsonLog
-from serve.monitoring.access_log import AccessLog
-from serve.monitoring.metrics import ReplicaMetrics, exposition
-from serve.monitoring.observer import Observer, Observers
+from serve.basics import JsonLog
+from serve.completions import ChatTemplate, ModelCard
+from serve.monitoring import AccessLog, Observer, Observers, ReplicaMetrics, exposition
 from serve.service import CompletionService
 from serve.settings import ServeSettings
 

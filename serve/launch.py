@@ -24,7 +24,7 @@ from ray.serve.schema import LoggingConfig
 from mhc_model.errors import ConfigError, EngineError
 from mhc_model.gates import allowed_gates
 from serve.auth import load_keys
-from serve.completions.schemas import ModelCard
+from serve.completions import ModelCard
 from serve.deployment import build
 from serve.proxy import proxy_environment
 from serve.settings import ServeSettings

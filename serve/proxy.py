@@ -11,8 +11,8 @@ word. Behind `Front`
 - `x-request-id` is taken from the client if it is sane, else made, and sent back once
 
 The proxy finds it by the environment variable RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH, which
-`proxy_environment` sets for the Serve controller; the proxies inherit it. No torch in here: the
-proxy is a small process.
+`proxy_environment` sets for the Serve controller; the proxies inherit it. The proxy is a small
+process: this module loads nothing but the standard library.
 """
 
 from __future__ import annotations
@@ -22,14 +22,20 @@ import json
 import os
 import time
 from http import HTTPStatus
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from starlette.middleware import Middleware
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from serve.basics import (
+    REQUEST_ID,
+    RETRY_AFTER_S,
+    UNAVAILABLE_RETRY_AFTER_S,
+    JsonLog,
+    error_body,
+    request_id_of,
+)
 
-from serve.basics import RETRY_AFTER_S, UNAVAILABLE_RETRY_AFTER_S, error_body
-from serve.json_log import JsonLog
-from serve.request_id import HEADER, request_id_of
+if TYPE_CHECKING:
+    from starlette.middleware import Middleware
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 ATTEMPTS = 3
 # The replica says 504 first, with more words; the front's deadline is for when it cannot.
@@ -68,6 +74,8 @@ def proxy_environment(request_timeout_s: float, access_log: str) -> dict[str, st
 
 def middlewares() -> list[Middleware]:
     """Called by Serve's proxy when it starts."""
+    from starlette.middleware import Middleware  # which the proxy has loaded itself
+
     return [
         Middleware(
             Front,
@@ -213,7 +221,7 @@ class _Exchange:
         await self._send({"type": "http.response.body", "body": b"\n\n" + event})
 
     def entry(self) -> dict[str, Any]:
-        """The line of the access log; fields as in `serve.access_log`."""
+        """The line of the access log; fields as in `serve.monitoring.AccessLog`."""
         late = self.spoke == HTTPStatus.GATEWAY_TIMEOUT
         return {
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -230,9 +238,9 @@ def _cleaned(scope: Scope, request_id: str, ray_routes: bool) -> Scope:
     headers = [
         (name, value)
         for name, value in scope["headers"]
-        if name != HEADER and name.replace(b"_", b"-") not in CONTROL_HEADERS
+        if name != REQUEST_ID and name.replace(b"_", b"-") not in CONTROL_HEADERS
     ]
-    cleaned = {**scope, "headers": [*headers, (HEADER, request_id.encode())]}
+    cleaned = {**scope, "headers": [*headers, (REQUEST_ID, request_id.encode())]}
     if scope["path"].startswith("/-/") and not ray_routes:
         # Unknown to the service as to everybody: it asks for the key, then says 404.
         cleaned["path"] = "/unknown" + scope["path"]
@@ -269,5 +277,5 @@ def _header(message: Message, name: bytes) -> bytes:
 
 def _with_id(headers: list[tuple[bytes, bytes]], request_id: str) -> list[tuple[bytes, bytes]]:
     """Exactly one x-request-id: the service and Serve have both added theirs."""
-    others = [(name, value) for name, value in headers if name.lower() != HEADER]
-    return [*others, (HEADER, request_id.encode())]
+    others = [(name, value) for name, value in headers if name.lower() != REQUEST_ID]
+    return [*others, (REQUEST_ID, request_id.encode())]

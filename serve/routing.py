@@ -15,9 +15,9 @@ from mhc_model.engine import EngineBase
 from mhc_model.errors import GateError
 from mhc_model.gates import gate_names, gates_hash
 from mhc_model.routing import PromptRouting, TokenRouting, prompt_routing
-from serve.completions.schemas import Body, Gates, GatesSource
+from serve.completions import Body, Gates, GatesSource
 from serve.errors import APIError, error_responses
-from serve.monitoring.tracing import trace_of
+from serve.monitoring import trace_of
 from serve.service import CompletionService
 
 # Of an answer with per_token; about 5 MB of JSON.
@@ -221,7 +221,7 @@ def _response(
         gates=found.gates.tolist(),
         gates_source=source,
         token_ids=tokens,
-        tokens=[service.served.names.names[token] for token in tokens],
+        tokens=[service.identity.names.names[token] for token in tokens],
         n_streams=found.sublayers[0].pre.shape[-1],
         per_token=body.per_token,
         composite_gain=[round(gain, DECIMALS) for gain in found.composite_gains],

@@ -17,20 +17,30 @@ from fastapi import Request, Response
 from mhc_model.engine import Completion, EngineBase
 from mhc_model.errors import ConfigError
 from mhc_model.policy import GatePolicy
-from mhc_model.recursion.model import token_embedder
+from mhc_model.recursion import token_embedder
 from mhc_model.tokenizer import Tokenizer
-from serve.completions.answers import Answer, ChatAnswer, CompletionAnswer, Served
-from serve.completions.batcher import Batcher
-from serve.completions.calls import EngineCall, on_disconnect
-from serve.completions.chat_schemas import ChatRequest
-from serve.completions.chat_template import ChatTemplate
-from serve.completions.logprobs import TokenNames
-from serve.completions.prepare import Prepared, Preparer
-from serve.completions.schemas import CompletionRequest, Health, ModelCard, ModelList, Ready
-from serve.completions.streaming import EventStream
+from serve.completions import (
+    Batcher,
+    ChatRequest,
+    ChatTemplate,
+    ChatWriter,
+    CompletionRequest,
+    CompletionWriter,
+    EngineCall,
+    EventStream,
+    Health,
+    ModelCard,
+    ModelIdentity,
+    ModelList,
+    Prepared,
+    Preparer,
+    Ready,
+    ResponseWriter,
+    TokenNames,
+    on_disconnect,
+)
 from serve.errors import APIError, timed_out, unavailable
-from serve.monitoring.observer import Observer, SilentObserver
-from serve.monitoring.tracing import RequestTrace, trace_of
+from serve.monitoring import Observer, Observers, RequestTrace, trace_of
 
 T = TypeVar("T")
 
@@ -59,7 +69,7 @@ class CompletionService:
             aliases: further names that requests may give, such as the checkpoint's path.
             chat_template: of conversations; None takes `ChatTemplate.default`.
             request_timeout_s: a request that takes longer is cancelled and gets a 504.
-            observer: hears of every request and of the engine's load.
+            observer: hears of every request and of the engine's load; None: nobody does.
 
         Raises:
             ConfigError: if the engine has no tokenizer or no checkpoint, or the policy was trained
@@ -73,11 +83,11 @@ class CompletionService:
         if policy is not None:
             check_policy(policy, engine.checkpoint_hash)
         self.config = engine.model.config
-        self.observer: Observer = SilentObserver() if observer is None else observer
+        self.observer: Observer = Observers() if observer is None else observer
         self._names = {model_name, engine.checkpoint_hash, *aliases}
         self.timeout_s = request_timeout_s
         self.embedder = token_embedder(engine.model, engine.tokenizer)
-        self.served = Served(
+        self.identity = ModelIdentity(
             model_name, engine.checkpoint_hash, engine.tokenizer, TokenNames(engine.tokenizer)
         )
         self.card = _card(engine, model_name, policy is not None)
@@ -101,7 +111,7 @@ class CompletionService:
 
     @property
     def tokenizer(self) -> Tokenizer:
-        return self.served.tokenizer
+        return self.identity.tokenizer
 
     @property
     def context(self) -> int:
@@ -136,15 +146,15 @@ class CompletionService:
         self.check_model(body.model)
         # Tokenising and the policy take milliseconds of CPU: not on the event loop.
         prepared = await asyncio.to_thread(self.preparer.completion, body)
-        answer = CompletionAnswer(self.served, body, prepared)
-        return await self._answer(answer, prepared, body.stream, request)
+        writer = CompletionWriter(self.identity, body, prepared)
+        return await self._answer(writer, prepared, body.stream, request)
 
     async def chat(self, body: ChatRequest, request: Request) -> Response:
         """Answers POST /v1/chat/completions, as `complete`."""
         self.check_model(body.model)
         prepared = await asyncio.to_thread(self.preparer.chat, body)
-        answer = ChatAnswer(self.served, body, prepared)
-        return await self._answer(answer, prepared, body.stream, request)
+        writer = ChatWriter(self.identity, body, prepared)
+        return await self._answer(writer, prepared, body.stream, request)
 
     async def run(self, function: Callable[[EngineBase], T]) -> T:
         """Runs a function on the engine's thread, between two steps.
@@ -182,8 +192,8 @@ class CompletionService:
             raise unavailable(self.failure)
         active = self._batcher.active
         return Health(
-            model=self.served.model,
-            checkpoint=self.served.checkpoint,
+            model=self.identity.model,
+            checkpoint=self.identity.checkpoint,
             active=active,
             waiting=max(0, self._batcher.pending - active),
         )
@@ -208,14 +218,14 @@ class CompletionService:
         if name is not None and name not in self._names:
             raise APIError(
                 HTTPStatus.NOT_FOUND,
-                f"model {name!r} is not served here; use {self.served.model!r} or leave the "
+                f"model {name!r} is not served here; use {self.identity.model!r} or leave the "
                 f"field out",
                 "model",
                 "model_not_found",
             )
 
     async def _answer(
-        self, answer: Answer, prepared: Prepared, stream: bool, request: Request
+        self, writer: ResponseWriter, prepared: Prepared, stream: bool, request: Request
     ) -> Response:
         trace = trace_of(request)
         trace.prompt_tokens = prepared.prompt_tokens
@@ -224,12 +234,12 @@ class CompletionService:
         call = EngineCall(self._batcher, prepared.requests, self.timeout_s)
         trace.accepted(prepared.samples)
         if stream:
-            return EventStream(call, answer, trace)
+            return EventStream(call, writer, trace)
         completions = await _all(call, request)
         _record(trace, call, completions)
         # Thousands of log-probabilities take longer to write than others may wait.
-        content = await asyncio.to_thread(answer.response, completions)
-        trace.cached_tokens = answer.cached_tokens
+        content = await asyncio.to_thread(writer.response, completions)
+        trace.cached_tokens = writer.cached_tokens
         return Response(content, media_type="application/json")
 
 

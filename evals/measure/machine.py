@@ -24,7 +24,7 @@ def package_versions() -> dict[str, str]:
     return versions
 
 
-def machine(device: torch.device) -> dict[str, Any]:
+def machine_facts(device: torch.device) -> dict[str, Any]:
     """Processor, cores, threads and the device that the model was on."""
     facts: dict[str, Any] = {
         "system": f"{platform.system()} {platform.machine()}",

@@ -1,6 +1,6 @@
 """Peak memory of generation: measured in a process of its own, which did nothing else before.
 
-    python -m evals.memory --checkpoint runs/mhc --batch 32
+    python -m evals.measure.memory --checkpoint runs/mhc --batch 32
 
 On CUDA it is what torch allocated at most; on the CPU the resident memory of the process at most,
 beside what it was before the checkpoint was loaded.
@@ -16,10 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import Field
 
-from mhc_model.engine import Engine, Request, SamplingParams
 from mhc_model.errors import EngineError
 from mhc_model.settings import Settings, parse_command_line, reports_errors
 
@@ -27,7 +25,7 @@ STATUS = Path("/proc/self/status")
 
 
 class MemorySettings(Settings):
-    """Configuration of `python -m evals.memory`."""
+    """Configuration of `python -m evals.measure.memory`."""
 
     checkpoint: str = Field(description="checkpoint or run directory")
     batch: int = Field(32, ge=1, description="requests at once")
@@ -42,7 +40,7 @@ def measure_memory(settings: MemorySettings) -> dict[str, Any]:
     Raises:
         EngineError: if that process fails; its own message is in the error.
     """
-    line = [sys.executable, "-m", "evals.memory"]
+    line = [sys.executable, "-m", "evals.measure.memory"]
     for name, value in settings.model_dump().items():
         line += [f"--{name.replace('_', '-')}", str(value)]
     done = subprocess.run(line, capture_output=True, text=True)
@@ -55,14 +53,18 @@ def measure_memory(settings: MemorySettings) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measures and prints one line of JSON."""
     settings = parse_command_line(
-        MemorySettings, "evals.memory", "Measures the peak memory of generation.", argv
+        MemorySettings, "evals.measure.memory", "Measures the peak memory of generation.", argv
     )
     print(json.dumps(_measure(settings)))
     return 0
 
 
 def _measure(settings: MemorySettings) -> dict[str, Any]:
-    before = peak_rss()
+    import torch
+
+    from mhc_model.engine import Engine, Request, SamplingParams
+
+    before = peak_rss()  # what is imported is there without a checkpoint, too
     length = settings.prompt_tokens + settings.new_tokens
     engine = Engine.from_checkpoint(
         settings.checkpoint, settings.batch, length, device=settings.device

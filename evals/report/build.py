@@ -1,37 +1,30 @@
-"""`python -m evals.report RUN...`: one report of trainings, evaluations and RL.
+"""One report of trainings, evaluations and RL: what it says, in order.
 
-Writes report.html (self-contained), report.md and pictures/ (SVG and PNG). Every number comes from
-the runs' own files.
-
-python -m evals.report runs/demo --out runs/demo/report
+Every number comes from the runs' own files.
 """
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-from pydantic import Field
-from tyro.conf import Positional
 
 from evals.compare import LEGEND, Comparison, compare, tests_rows
 from evals.report.document import Document
 from evals.report.pictures import training_curves
 from evals.report.runs import LEARNED_GATES, PLAIN, RL_GATES, Evaluation, Runs, find_runs
 from evals.report.sections import fixed_gate_picture, routing_section, tuning_section
+from evals.report.settings import HTML, MARKDOWN, PICTURES, ReportSettings
 from evals.report.words import draft, limits
 from evals.results import accuracies, latency_table, memory_table, percent
 from evals.settings import BPB, LATENCY, MEMORY, EvalSettings
 from mhc_model.errors import ConfigError
 from mhc_model.files import replace_text
-from mhc_model.settings import Settings, parse_command_line, reports_errors
+from mhc_model.settings import Settings
 
-HTML, MARKDOWN, PICTURES = "report.html", "report.md", "pictures"
 NOT_MEASURED = "not measured"
-# The plan's rows: what they are called, the task, and the metric.
-PLAN = (
+# Rows of the first table: what they are called, the task, and the metric.
+HEADLINES = (
     ("validation bits per byte", None, "val_bpb"),
     ("GSM8K, 0-shot, strict", "gsm8k", "strict"),
     ("GSM8K, 0-shot, flexible", "gsm8k", "flexible"),
@@ -43,32 +36,6 @@ PLAN = (
     ("latency: prefill, p50 ms", LATENCY, "prefill_ms"),
     ("peak memory, MB", MEMORY, "peak"),
 )
-
-
-class ReportSettings(Settings):
-    """Configuration of `python -m evals.report`."""
-
-    runs: Positional[tuple[str, ...]] = Field(
-        min_length=1, description="run directories of train, rl and evals, or directories of them"
-    )
-    out: str = Field("report", description="directory of report.html, report.md and pictures/")
-    title: str = Field("mHC with gates: report", description="of the report")
-    texts: int = Field(32, ge=1, description="evaluated problems that the routing analysis reads")
-    device: str = Field("auto", description="of the routing analysis")
-    ascii: bool = Field(False, description="print the pictures as characters, too")
-
-
-@reports_errors
-def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0, or 2 after an error that the user can mend."""
-    settings = parse_command_line(ReportSettings, "evals.report", "Writes a report of runs.", argv)
-    document = make_report(settings)
-    print(f"{Path(settings.out) / HTML}\n{Path(settings.out) / MARKDOWN}")
-    print(f"{len(document.pictures)} pictures in {Path(settings.out) / PICTURES}")
-    if settings.ascii:
-        for picture in document.pictures:
-            print(f"\n{picture.title}. {picture.caption}\n{picture.text}")
-    return 0
 
 
 def make_report(settings: ReportSettings) -> Document:
@@ -83,7 +50,7 @@ def make_report(settings: ReportSettings) -> Document:
     document = Document(settings.title, out / PICTURES)
     comparison, refusal = _compare(runs)
     document.heading("Results")
-    _plan_table(document, runs)
+    _headline_table(document, runs)
     _tests(document, comparison, refusal)
     _sinkhorn(document, runs)
     _measured(document, runs)
@@ -122,12 +89,12 @@ def _compare(runs: Runs) -> tuple[Comparison | None, str]:
         return None, str(error)
 
 
-def _plan_table(document: Document, runs: Runs) -> None:
-    """The plan's rows; the columns are there whether or not they were evaluated."""
+def _headline_table(document: Document, runs: Runs) -> None:
+    """A column a model and gates; all are there, whether or not they were measured."""
     columns = (PLAIN, LEARNED_GATES, RL_GATES)
     rows = [
         [words, *(_value(runs, label, task, metric) for label in columns)]
-        for words, task, metric in PLAN
+        for words, task, metric in HEADLINES
     ]
     document.table(["", *columns], rows)
     document.paragraph(
@@ -257,7 +224,3 @@ def _flags(settings: Settings, prefix: str = "") -> list[str]:
             parts = value if isinstance(value, tuple) else (value,)
             flags += [flag, *(str(part) for part in parts)]
     return flags
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
-from evals.gate_choice import POLICY
 from evals.results import RESULTS, read_results
+from evals.settings import POLICY
 from mhc_model.errors import DataError
 from mhc_model.files import read_lines
 from mhc_model.gates import LEARNED

@@ -10,13 +10,22 @@ from typing import Any
 import numpy as np
 import torch
 
-from evals.report import pictures
 from evals.report.document import Document
+from evals.report.pictures import (
+    coefficient_maps,
+    fixed_gates,
+    gain_over_depth,
+    gate_against_accuracy,
+    gate_distribution,
+    kinds_map,
+    mixing_maps,
+    sublayer_bars,
+)
 from evals.report.runs import LEARNED_GATES, RL_GATES, Evaluation, Runs
 from evals.report.token_kinds import mixing_by_kind
 from evals.results import accuracies, read_samples
 from evals.settings import SCORED
-from evals.tasks.gsm8k import EXTRACTIONS
+from evals.tasks import EXTRACTIONS
 from mhc_model.checkpoint import load_checkpoint
 from mhc_model.gates import gate_names
 from mhc_model.routing import SublayerRouting, watch_routing
@@ -84,7 +93,7 @@ def routing_section(
     )
     _routing_pictures(document, records, names, largest, routing.composite_gains)
     labels = [f"{kind} ({count:,})" for kind, count in zip(kinds, counts, strict=True)]
-    document.picture(pictures.kinds_map(table, labels, names, largest))
+    document.picture(kinds_map(table, labels, names, largest))
     by_kind = dict(zip(kinds, table.mean(axis=1).tolist(), strict=True))
     by_kind.pop("separator", None)  # one fixed token, not a kind of text
     kind = max(by_kind, key=by_kind.__getitem__)
@@ -107,7 +116,7 @@ def _routing_pictures(
     largest: float,
     gains: list[float],
 ) -> None:
-    document.picture(pictures.mixing_maps(records, names))
+    document.picture(mixing_maps(records, names))
     for name, title, caption, label, field, top in (
         (
             "identity_distance",
@@ -136,9 +145,9 @@ def _routing_pictures(
         ),
     ):
         values = {n: float(getattr(r, field)) for n, r in zip(names, records, strict=True)}
-        document.picture(pictures.sublayer_bars(name, title, caption, label, values, top))
-    document.picture(pictures.coefficient_maps(records, names))
-    document.picture(pictures.gain_over_depth(gains))
+        document.picture(sublayer_bars(name, title, caption, label, values, top))
+    document.picture(coefficient_maps(records, names))
+    document.picture(gain_over_depth(gains))
 
 
 def _texts(one: Evaluation, count: int) -> list[str]:
@@ -169,10 +178,8 @@ def tuning_section(document: Document, runs: Runs) -> None:
     chosen = _chosen_gates(runs)
     learned = runs.evaluation(LEARNED_GATES)
     if chosen is not None and learned is not None:
-        document.picture(
-            pictures.gate_distribution(chosen, names, learned.results["gates"]["mean"])
-        )
-    document.picture(pictures.gate_against_accuracy(rollouts, solved, names))
+        document.picture(gate_distribution(chosen, names, learned.results["gates"]["mean"]))
+    document.picture(gate_against_accuracy(rollouts, solved, names))
 
 
 def _chosen_gates(runs: Runs) -> np.ndarray | None:
@@ -194,7 +201,7 @@ def fixed_gate_picture(document: Document, runs: Runs) -> None:
         return
     document.heading("Fixed gates")
     entries, others, words = found
-    document.picture(pictures.fixed_gates(entries, others))
+    document.picture(fixed_gates(entries, others))
     document.paragraph(words)
 
 

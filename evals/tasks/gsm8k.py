@@ -1,37 +1,117 @@
-"""GSM8K as a plan: one greedy answer a problem, scored by both extractions."""
+"""GSM8K as lm-evaluation-harness defines it, and as a plan.
+
+It follows the harness's task `gsm8k`, version 3 (lm_eval/tasks/gsm8k/gsm8k.yaml): zero-shot or
+few-shot prompts, a strict and a flexible extraction, exact match after light normalisation. The
+built-in problems have the same format, so they are the same task.
+
+Prompts, extraction and scores are pure functions of their arguments, shared by training, evaluation
+and RL. The plan asks for one greedy answer a problem and scores it by both extractions.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from evals.problems.problem import Problem
+from evals.problems import Problem
+from evals.settings import MAX_TOKENS
 from evals.statistics import accuracy_entry
-from evals.tasks.gsm8k_pure import (
-    EXTRACTION_VERSION,
-    PROMPT_VERSION,
-    STOP_STRINGS,
-    gold_answer,
-    prompt,
-    score,
-)
-from evals.tasks.plan import Item, Plan, Row, check_ids, fingerprint, tokenizer_of
+from evals.tasks.plan import Item, Plan, Sample, check_ids, fingerprint, tokenizer_of
 from mhc_model.engine import Completion, Engine, Request, SamplingParams
 from mhc_model.errors import EngineError
 from mhc_model.gates import GateValues, expand_gate_rows
 from mhc_model.tokenizer import Tokenizer
 
+# Results compare only where these agree; raise them with any change of the text or the rules.
+PROMPT_VERSION = "gsm8k-qa-1"
+EXTRACTION_VERSION = "gsm8k-harness-3"
+
+# The harness's `until`: a model that goes on would start the next question.
+STOP_STRINGS = ("Question:", "</s>", "<|im_end|>")
+INVALID = "[invalid]"
 EXTRACTIONS = ("strict", "flexible")
-MAX_TOKENS = 256  # lm-evaluation-harness's default; its gsm8k task sets none
 TOO_LONG = "too_long"  # finish reason of a prompt that leaves no room for a single token
+
+_STRICT = re.compile(r"#### (\-?[0-9\.\,]+)")
+_FLEXIBLE = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
+_SHOT_DELIMITER = "\n\n"
+# `regexes_to_ignore` of the harness, in its order: removed from the prediction and the reference.
+_IGNORED = tuple(re.compile(p) for p in (r",", r"\$", r"(?s).*#### ", r"\.$"))
+
+
+class Extracted(NamedTuple):
+    """Answers found in a completion, as written there; `INVALID` where there is none."""
+
+    strict: str
+    flexible: str
+
+
+class Score(NamedTuple):
+    """Whether each extraction equals the problem's answer, and what was extracted."""
+
+    strict: bool
+    flexible: bool
+    strict_answer: str
+    flexible_answer: str
+
+
+def prompt(problem: Problem, shots: Sequence[Problem] = ()) -> str:
+    """What the model continues: the shots as documents, then the question and `Answer:`.
+
+    A completion starts with the space that separates `Answer:` from the answer.
+    """
+    parts = [document(shot) for shot in shots]
+    return _SHOT_DELIMITER.join([*parts, f"Question: {problem.question}\nAnswer:"])
+
+
+def document(problem: Problem) -> str:
+    """The text a model is trained on: the zero-shot prompt and the answer after one space."""
+    return f"{prompt(problem)} {problem.answer}"
+
+
+def extract(text: str) -> Extracted:
+    """Finds the answer in a completion.
+
+    Strict: the number after the first `#### `. Flexible: the last thing that looks like a number.
+    """
+    strict = _STRICT.search(text)
+    flexible = _FLEXIBLE.findall(text)
+    return Extracted(
+        strict.group(1) if strict else INVALID,
+        next(group for group in flexible[-1] if group) if flexible else INVALID,
+    )
+
+
+def score(text: str, problem: Problem) -> Score:
+    """Compares a completion with the problem's answer: exact match after normalisation."""
+    found = extract(text)
+    gold = gold_answer(problem)
+    return Score(
+        _normalise(found.strict) == gold,
+        _normalise(found.flexible) == gold,
+        found.strict,
+        found.flexible,
+    )
+
+
+def gold_answer(problem: Problem) -> str:
+    """The final number of the problem's answer, without commas and dollar signs."""
+    return _normalise(problem.answer)
+
+
+def _normalise(answer: str) -> str:
+    for pattern in _IGNORED:
+        answer = pattern.sub("", answer)
+    return answer.lower()
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One problem's outcome; results of two runs are paired by `id`.
+class GSM8KSample:
+    """One problem's sample; results of two runs are paired by `id`.
 
     Attributes:
         id: the problem's.
@@ -76,7 +156,7 @@ def gsm8k_plan(
     max_tokens: int = MAX_TOKENS,
     bos: bool = True,
 ) -> Plan:
-    """Greedy answers to these problems; samples are `Sample`s.
+    """Greedy answers to these problems; samples are `GSM8KSample`s.
 
     Args:
         task: its name in the results.
@@ -121,7 +201,7 @@ def gsm8k_plan(
     return Plan(task, engine, items, facts, summarise)
 
 
-def summarise(samples: Sequence[Row]) -> dict[str, Any]:
+def summarise(samples: Sequence[Sample]) -> dict[str, Any]:
     """Scores of all samples."""
     return {
         **{
@@ -141,7 +221,7 @@ def _item(
         sampling = SamplingParams(max_tokens=limit, stop=STOP_STRINGS)
         requests = (Request(tokens, gates, sampling, problem.id),)
 
-    def finish(completions: Sequence[Completion]) -> Row:
+    def finish(completions: Sequence[Completion]) -> Sample:
         done = completions[0] if completions else None
         return asdict(_sample(problem, shots, len(tokens), done))
 
@@ -150,10 +230,10 @@ def _item(
 
 def _sample(
     problem: Problem, shots: Sequence[Problem], length: int, completion: Completion | None
-) -> Sample:
+) -> GSM8KSample:
     text = "" if completion is None else completion.text or ""
     found = score(text, problem)
-    return Sample(
+    return GSM8KSample(
         id=problem.id,
         prompt=prompt(problem, shots),
         completion=text,

@@ -15,8 +15,8 @@ from mhc_model.engine import Completion, Engine, Request
 from mhc_model.errors import DataError, EngineError
 from mhc_model.tokenizer import Tokenizer
 
-Row = dict[str, Any]
-"""One sample as samples.jsonl has it; `id` pairs the results of two runs."""
+Sample = dict[str, Any]
+"""One problem's outcome as samples.jsonl has it; `id` pairs the results of two runs."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Item:
 
     id: str
     requests: tuple[Request, ...]
-    finish: Callable[[Sequence[Completion]], Row]
+    finish: Callable[[Sequence[Completion]], Sample]
 
 
 Runner = Callable[[Sequence[Item]], Iterator[tuple[Item, list[Completion]]]]
@@ -55,14 +55,14 @@ class Plan:
     engine: Engine
     items: list[Item]
     facts: dict[str, Any]
-    summarise: Callable[[Sequence[Row]], dict[str, Any]]
+    summarise: Callable[[Sequence[Sample]], dict[str, Any]]
 
     @property
     def ids(self) -> list[str]:
         """The samples' ids, in order."""
         return [item.id for item in self.items]
 
-    def run(self, runner: Runner | None = None, done: Collection[str] = ()) -> Iterator[Row]:
+    def run(self, runner: Runner | None = None, done: Collection[str] = ()) -> Iterator[Sample]:
         """Yields the samples that are not done, as they end; on the plan's engine by default."""
         todo = [item for item in self.items if item.id not in done]
         finished = run_items(self.engine, todo) if runner is None else runner(todo)
@@ -135,7 +135,7 @@ def run_items(engine: Engine, items: Sequence[Item]) -> Iterator[tuple[Item, lis
                 yield item, found
 
 
-def evaluate(plan: Plan) -> list[Row]:
+def evaluate(plan: Plan) -> list[Sample]:
     """Runs a whole plan on its engine, keeping nothing on disk; samples in the plan's order."""
-    rows = {row["id"]: row for row in plan.run()}
-    return [rows[identity] for identity in plan.ids]
+    samples = {sample["id"]: sample for sample in plan.run()}
+    return [samples[identity] for identity in plan.ids]

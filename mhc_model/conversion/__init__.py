@@ -1,4 +1,18 @@
-"""Pretrained models become checkpoints of ours, and go back: Qwen3, Llama, nanochat, GPT-2."""
+"""Pretrained models become checkpoints of ours, and go back: Qwen3, Llama, nanochat, GPT-2.
+
+In: a directory, a name on the hub or a GGUF file. Out: a checkpoint with streams and gates that is
+equal to the original at the start; or a directory for transformers' own class. May import the
+ground, tokenizer, decoder, checkpoint and engine.
+
+    families.py     one table a family: configuration and keys, in both directions
+    layouts.py      how a matrix lies in a file: transposed, fused, halves swapped
+    state_dicts.py  state dictionaries by these tables
+    sources.py      what there is to convert: files, hub, GGUF
+    gguf_files.py   GGUF: weights, configuration, tokenizer
+    convert.py      `python -m mhc_model convert`
+    export.py       `python -m mhc_model export`, the way back
+    validate.py     `python -m mhc_model validate`: is it the same model
+"""
 
 from mhc_model.conversion.convert import convert
 from mhc_model.conversion.export import export

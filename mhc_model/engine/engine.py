@@ -38,7 +38,8 @@ PREFIX_CACHE_BYTES = 256 << 20
 # Prompt tokens read in a step beside rows that decode, and where none does.
 PREFILL_CHUNK = 512
 IDLE_PREFILL = 8192
-# Steps that prompts wait for others to be read with, while the batch is full.
+# While samples wait for a row, the engine holds prompts back for at most so many steps: it then
+# reads them in one pass with the prompts of the next rows.
 MOST_HELD = 6
 
 

@@ -11,12 +11,16 @@ from mhc_model.engine.batch import Batch
 from mhc_model.engine.prefix_cache import BLOCK, PrefixCache
 from mhc_model.engine.row import Row
 
-# Who waits for a beginning that another row is about to compute lets this many pass at most.
+# At most so many samples are put back at once because another row is about to compute the
+# beginning of their prompt. The samples behind them go first meanwhile.
 MOST_PASSED = 64
 
 
 class Scheduler:
-    """First come, first served; but who waits for another's prompt lets others pass.
+    """First come, first served, with one exception: samples that wait for a shared beginning.
+
+    If another row is about to compute the beginning of a sample's prompt, the sample waits for it
+    and the samples behind it pass.
 
     Attributes:
         waiting: samples without a row, in their order.
@@ -47,7 +51,7 @@ class Scheduler:
         return placed
 
     def has_read(self, row: Row) -> None:
-        """Keeps the beginning of a prompt that is read to its end, for who waits for it."""
+        """Keeps the beginning of a prompt that is read to its end, for samples that wait for it."""
         if row.slot is not None:
             self._prefixes.store(row.blocks, self._arena.cache, row.slot)
         self._forget_reader(row)

@@ -16,10 +16,13 @@ A request's gates are `SamplingParams(extra_args={"gates": ...})`, over HTTP
     model_state.py  the same for the runner V2, on a GPU
     engine.py       `VLLMEngine`, the interface of `mhc_model.Engine`
 
-Only `register` and `engine` are for others. docs/vllm.md has the rest.
+Only `register` and `engine` are for others. May import vLLM, and of ours the ground, decoder,
+checkpoint, engine and huggingface. docs/vllm.md has the rest.
 """
 
 from __future__ import annotations
+
+__all__ = ["ARCHITECTURE", "register"]
 
 ARCHITECTURE = "MHCGatesForCausalLM"
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from evals.store import SAMPLES, SampleStore
-from evals.tasks.gsm8k_pure import PROMPT_VERSION
+from evals.tasks import PROMPT_VERSION
 from mhc_model.gates import gates_hash
 from rl.ablate.arms import Arm
 from rl.ablate.study import Study

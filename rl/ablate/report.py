@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from evals.compare import LEGEND, tests_rows
-from evals.report import pictures
-from evals.report.document import Document
+from evals.report import Document, pictures
 from mhc_model.files import read_lines, replace_json, replace_text
 from mhc_model.gates import SUBLAYERS, gate_names
 from rl.ablate.arms import LEARNED, Arm, fixed_name

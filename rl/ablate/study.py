@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evals.problems.problem import Problem
-from evals.tasks.gsm8k import prompt_tokens
-from evals.tasks.gsm8k_pure import load_problems
+from evals.problems import Problem, load_problems
+from evals.tasks import prompt_tokens
 from mhc_model.checkpoint import Checkpoint
 from mhc_model.config import PolicyConfig
 from mhc_model.errors import DataError

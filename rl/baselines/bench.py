@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from evals.problems.problem import Problem
+from evals.problems import Problem
 from mhc_model.config import PolicyConfig
 from mhc_model.policy import expand_actions
 from rl.env import ProblemStream

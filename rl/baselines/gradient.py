@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from evals.problems.problem import Problem
-from evals.tasks.gsm8k import prompt_tokens
+from evals.problems import Problem
+from evals.tasks import prompt_tokens
 from mhc_model.config import PolicyConfig
 from mhc_model.decoder import Decoder
 from mhc_model.policy import GatePolicy, expand_actions

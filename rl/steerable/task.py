@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evals.problems.problem import Problem
+from evals.problems import Problem
 from mhc_model.gates import SUBLAYERS
 
 NAMES = (

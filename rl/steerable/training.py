@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from evals.problems.problem import Problem
-from evals.tasks.gsm8k import prompt_tokens
-from evals.tasks.gsm8k_pure import document
+from evals.problems import Problem
+from evals.tasks import document, prompt_tokens
 from mhc_model.config import MHCConfig, ModelConfig
 from mhc_model.decoder import Decoder
 from mhc_model.tokenizer import Tokenizer

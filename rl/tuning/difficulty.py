@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from evals.problems.problem import Problem
+from evals.problems import Problem
 from mhc_model.config import PolicyConfig
 from mhc_model.errors import ConfigError
 from mhc_model.files import replace_text

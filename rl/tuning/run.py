@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from evals.problems.problem import Problem
+from evals.problems import Problem
 from mhc_model.config import PolicyConfig
 from mhc_model.errors import DataError
 from mhc_model.files import read_lines, replace_json, replace_text

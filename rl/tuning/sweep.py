@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evals.problems.problem import Problem
+from evals.problems import Problem
 from evals.statistics import wilson_interval
 from mhc_model.gates import expand_gates
 from rl.rollouts import Asker

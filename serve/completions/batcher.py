@@ -49,7 +49,9 @@ class Sink(Protocol):
         """What one step gave, deltas before the completions that they belong to."""
 
 
-def post(loop: asyncio.AbstractEventLoop, function: Callable[..., object], *arguments: Any) -> bool:
+def post_to_loop(
+    loop: asyncio.AbstractEventLoop, function: Callable[..., object], *arguments: Any
+) -> bool:
     """Runs a function on a loop's thread; False if the loop has ended, and its clients with it."""
     try:
         loop.call_soon_threadsafe(function, *arguments)
@@ -125,7 +127,7 @@ class Batcher:
         Args:
             engine: owned by the thread from now on.
             max_queue: samples that may wait besides the `engine.max_batch` that have a row.
-            on_load: hears of the load as `serve.observer.Observer.load` says.
+            on_load: hears of the load as `serve.monitoring.Observer.load` says.
         """
         self._engine = engine
         self._capacity = engine.max_batch + max_queue
@@ -283,7 +285,7 @@ class Batcher:
             if call.sink is not None:
                 batches.setdefault(call.sink.loop, []).append((call, events))
         for loop, batch in batches.items():
-            if not post(loop, _put_all, batch):
+            if not post_to_loop(loop, _put_all, batch):
                 for call, _ in batch:
                     call.future.cancel()
 

@@ -13,7 +13,7 @@ from typing import Any
 from starlette.requests import ClientDisconnect
 
 from mhc_model.engine import Completion, Request
-from serve.completions.batcher import Batcher, Event, post
+from serve.completions.batcher import Batcher, Event, post_to_loop
 from serve.errors import timed_out
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -97,7 +97,7 @@ class EngineCall:
     def _on_done(self, future: Future[list[Completion]]) -> None:
         """On the engine's thread, after the last events were posted; whoever cancels says why."""
         if not future.cancelled():
-            post(self.loop, self._end, future.exception())
+            post_to_loop(self.loop, self._end, future.exception())
 
 
 @asynccontextmanager

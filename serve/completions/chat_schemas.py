@@ -1,4 +1,4 @@
-"""Requests and responses of OpenAI's chat completions; see `serve.schemas`."""
+"""Requests and responses of OpenAI's chat completions; see `serve.completions.schemas`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import BaseModel, Field, PlainValidator, WithJsonSchema, model_validator
 
 from mhc_model.config import MAX_TOP_LOGPROBS
-from serve.completions.schemas import MAX_INTEGER, Body, GenerationRequest, Response
+from serve.completions.schemas import MAX_INTEGER, Body, GenerationRequest, GenerationResponse
 from serve.errors import field_error
 
 MAX_MESSAGES = 1000
@@ -135,7 +135,7 @@ class ChatChoice(BaseModel):
     gates: list[float] | None = Field(description="the 2L gates of this answer")
 
 
-class ChatResponse(Response):
+class ChatResponse(GenerationResponse):
     """Answer to POST /v1/chat/completions."""
 
     object: Literal["chat.completion"] = "chat.completion"

@@ -289,7 +289,7 @@ class Usage(BaseModel):
     prompt_tokens_details: PromptTokensDetails
 
 
-class Response(BaseModel):
+class GenerationResponse(BaseModel):
     """What completions and chat completions answer."""
 
     id: str
@@ -306,7 +306,7 @@ class Response(BaseModel):
     checkpoint: str = Field(description="content hash of the weights")
 
 
-class CompletionResponse(Response):
+class CompletionResponse(GenerationResponse):
     """Answer to POST /v1/completions."""
 
     object: Literal["text_completion"] = "text_completion"

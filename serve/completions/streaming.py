@@ -11,11 +11,11 @@ from starlette.types import Receive, Scope, Send
 
 from mhc_model.engine import Delta
 from mhc_model.errors import MHCError
-from serve.completions.answers import Answer
 from serve.completions.batcher import Event
 from serve.completions.calls import EngineCall, on_disconnect
+from serve.completions.responses import ResponseWriter
 from serve.errors import CLIENT_CLOSED_REQUEST, as_api_error
-from serve.monitoring.tracing import RequestTrace
+from serve.monitoring import RequestTrace
 
 
 class EventStream(Response):
@@ -27,11 +27,11 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, call: EngineCall, answer: Answer, trace: RequestTrace) -> None:
+    def __init__(self, call: EngineCall, writer: ResponseWriter, trace: RequestTrace) -> None:
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]  # of the empty body that `super` knows
         self._call = call
-        self._answer = answer
+        self._writer = writer
         self._trace = trace
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -50,12 +50,12 @@ class EventStream(Response):
             await self._send_events(events, send)
             async for events in self._call:
                 await self._send_events(events, send)
-            ending = self._answer.end()
+            ending = self._writer.end()
         except MHCError as error:
             failure = as_api_error(error)
             self._trace.failure = failure.status
             ending = f"data: {json.dumps(failure.envelope())}\n\n"
-        self._trace.cached_tokens = self._answer.cached_tokens
+        self._trace.cached_tokens = self._writer.cached_tokens
         await send({"type": "http.response.body", "body": ending.encode(), "more_body": False})
 
     async def _send_events(self, events: list[Event], send: Send) -> None:
@@ -64,7 +64,7 @@ class EventStream(Response):
                 self._trace.completion_tokens += len(event.tokens)
         if self._trace.ttft_s is None and any(map(_has_tokens, events)):
             self._trace.first_token(time.perf_counter())
-        body = self._answer.chunks(events).encode()
+        body = self._writer.chunks(events).encode()
         await send({"type": "http.response.body", "body": body, "more_body": True})
 
 

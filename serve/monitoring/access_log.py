@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from mhc_model.engine import EngineStats
-from serve.json_log import JsonLog
+from serve.basics import JsonLog
 from serve.monitoring.observer import RequestRecord
 
 

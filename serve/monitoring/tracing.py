@@ -9,9 +9,9 @@ from typing import Any
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve.basics import request_id_of
 from serve.errors import CLIENT_CLOSED_REQUEST
 from serve.monitoring.observer import Observer, Outcome, RequestRecord
-from serve.request_id import request_id_of
 
 _OUTCOMES: dict[int, Outcome] = {
     429: "overloaded",

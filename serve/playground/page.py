@@ -1,4 +1,4 @@
-"""The playground: a static page at / and its files at /static, read once from this package.
+"""The playground: a static page at / and its files at /static, read once from this room.
 
 No build step and nothing from elsewhere, so that the Content-Security-Policy below can be strict.
 """
@@ -60,7 +60,7 @@ def page_router() -> APIRouter:
 
 def _read_files() -> dict[str, StaticFile]:
     files = {}
-    entries = resources.files("serve").joinpath("static").iterdir()
+    entries = resources.files("serve.playground").joinpath("static").iterdir()
     for entry in sorted(entries, key=lambda entry: entry.name):
         content_type = CONTENT_TYPES.get(entry.name.rpartition(".")[2])
         if content_type is not None:

@@ -9,19 +9,16 @@ from http import HTTPStatus
 from typing import Protocol
 
 from mhc_model.engine import Completion
-from mhc_model.recursion import CancelToken, Generated
-from mhc_model.recursion.model import Gates, as_generated
-from mhc_model.recursion.search import Embedder
+from mhc_model.recursion import CancelToken, Embedder, Gates, Generated, as_generated
 from mhc_model.tokenizer import Tokenizer
-from serve.completions.prepare import Prepared
-from serve.completions.schemas import CompletionRequest, GatesSource
+from serve.completions import CompletionRequest, GatesSource, Prepared
 from serve.errors import APIError
 
 _POLL_S = 0.02
 _BUSY_S = 0.2  # until prompts that found a full queue are offered again
 
 
-class Served(Protocol):
+class PromptService(Protocol):
     """What `ServedModel` needs of a service."""
 
     @property
@@ -50,7 +47,7 @@ class ServedModel:
         gates_source: where they came from.
     """
 
-    def __init__(self, service: Served) -> None:
+    def __init__(self, service: PromptService) -> None:
         self._service = service
         # A session leaves room in the queue for others.
         self._batch = max(1, service.capacity // 2)

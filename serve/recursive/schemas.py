@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, Field, model_validator
 
-from serve.completions.schemas import Body, Gates, GatesSource
+from serve.completions import Body, Gates, GatesSource
 from serve.errors import field_error
 
 MAX_PROGRAM = 8192

@@ -25,8 +25,7 @@ from mhc_model.recursion import (
     index_for,
     run_program,
 )
-from serve.completions.batcher import SHUTTING_DOWN, post
-from serve.completions.calls import on_disconnect
+from serve.completions import SHUTTING_DOWN, on_disconnect, post_to_loop
 from serve.errors import (
     CLIENT_CLOSED_REQUEST,
     APIError,
@@ -35,7 +34,7 @@ from serve.errors import (
     timed_out,
     unavailable,
 )
-from serve.monitoring.tracing import RequestTrace, trace_of
+from serve.monitoring import RequestTrace, trace_of
 from serve.recursive.model import ServedModel
 from serve.recursive.schemas import (
     FoundPassage,
@@ -93,7 +92,7 @@ class RecursiveService:
             raise unavailable(SHUTTING_DOWN) from None
         self._running += 1
         loop = asyncio.get_running_loop()
-        future.add_done_callback(lambda _: post(loop, self._ended))
+        future.add_done_callback(lambda _: post_to_loop(loop, self._ended))
         run.trace.accepted(1)
         return future
 
@@ -231,7 +230,7 @@ class _Events(Response):
         return self
 
     def _put(self, step: Step | None) -> None:
-        post(self._loop, self._queue.put_nowait, step)
+        post_to_loop(self._loop, self._queue.put_nowait, step)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         start = {"status": self.status_code, "headers": self.raw_headers}

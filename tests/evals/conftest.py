@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from evals.run import main
-from evals.tasks.gsm8k_pure import document, load_problems
+from evals.__main__ import main
+from evals.problems import load_problems
+from evals.tasks import document
 from mhc_model.checkpoint import save_checkpoint
 from mhc_model.decoder import Decoder
 from mhc_model.settings import RaySettings
@@ -57,6 +58,15 @@ def checkpoints(tmp_path_factory, make_model, tokenizer):
         for name in ("mhc", "plain")
     }
     return root, hashes
+
+
+@pytest.fixture
+def line(checkpoints, tmp_path):
+    """The arguments of a small run into tmp_path/out."""
+    return [
+        *("--checkpoint", str(checkpoints[0] / "mhc"), "--out", str(tmp_path / "out")),
+        *("--tasks", "gsm8k,bpb", "--limit", "12", "--max-tokens", "6", "--device", "cpu"),
+    ]
 
 
 @pytest.fixture

@@ -12,30 +12,8 @@ import time
 
 import pytest
 
-import evals.tasks.gsm8k
-from evals.replicas import Replicas
-from evals.results import read_samples
-from evals.run import main
-from evals.store import SampleStore
-from mhc_model.errors import ConfigError, DataError
-
-ARC_ROWS = [
-    {
-        "question": f"What is {i}?",
-        "choices": {"text": ["one", "two", "three"], "label": ["A", "B", "C"]},
-        "answerKey": "ABC"[i % 3],
-    }
-    for i in range(6)
-]
-
-
-@pytest.fixture
-def line(checkpoints, tmp_path):
-    """The arguments of a small run into tmp_path/out."""
-    return [
-        *("--checkpoint", str(checkpoints[0] / "mhc"), "--out", str(tmp_path / "out")),
-        *("--tasks", "gsm8k,bpb", "--limit", "12", "--max-tokens", "6", "--device", "cpu"),
-    ]
+from evals.__main__ import main
+from evals.tasks import gsm8k
 
 
 def results_of(out):
@@ -66,9 +44,9 @@ def test_what_is_there_is_not_scored_again(line, tmp_path, monkeypatch):
     kept = "\n".join(whole[:7]) + "\n"
     (out / "samples.jsonl").write_text(kept + whole[7][: len(whole[7]) // 2])
     scored = []
-    score = evals.gsm8k.score
+    score = gsm8k.score
     monkeypatch.setattr(
-        evals.gsm8k,
+        gsm8k,
         "score",
         lambda text, problem: scored.append(problem.id) or score(text, problem),
     )
@@ -137,72 +115,3 @@ def test_other_settings_are_refused(checkpoints, line, tmp_path, capsys, argumen
 def test_settings_that_change_no_sample_are_free(line):
     assert main(line) == 0
     assert main([*line, "--max-batch", "3"]) == 0
-
-
-def test_two_processes_do_not_write_to_one_directory(tmp_path):
-    store = SampleStore(tmp_path, {"a": 1})
-    with pytest.raises(ConfigError, match="another process"):
-        SampleStore(tmp_path, {"a": 1})
-    store.close()
-    SampleStore(tmp_path, {"a": 1}).close()
-
-
-def test_damaged_files(tmp_path):
-    (tmp_path / "samples.jsonl").write_text("{}\n")
-    with pytest.raises(ConfigError, match=r"has samples\.jsonl but no run\.json"):
-        SampleStore(tmp_path, {})
-    (tmp_path / "run.json").write_text("{}")
-    with pytest.raises(DataError, match=r"samples\.jsonl line 1 is damaged"):
-        SampleStore(tmp_path, {})
-    (tmp_path / "run.json").write_text("{")
-    with pytest.raises(DataError, match=r"run\.json cannot be read"):
-        SampleStore(tmp_path, {})
-
-
-def test_samples_keep_any_character_and_may_be_cut_off_within_one(tmp_path):
-    row = {"id": "a", "completion": "x\u0085y\u2028z\u2029é"}
-    store = SampleStore(tmp_path, {})
-    store.add("gsm8k", row)
-    store.close()
-    whole = (tmp_path / "samples.jsonl").read_bytes()
-    torn = "é".encode()[:1]
-    (tmp_path / "samples.jsonl").write_bytes(whole + b'{"task": "gsm8k", "id": "' + torn)
-    again = SampleStore(tmp_path, {})
-    again.close()
-    assert again.rows("gsm8k", ["a"]) == read_samples(tmp_path, "gsm8k")
-    assert again.rows("gsm8k", ["a"]) == [{"task": "gsm8k", **row}]
-    assert (tmp_path / "samples.jsonl").read_bytes() == whole
-
-
-@pytest.mark.ray
-def test_replicas_give_the_same_samples(line, tmp_path, short_directory, monkeypatch):
-    data = tmp_path / "data" / "arc_easy"
-    data.mkdir(parents=True)
-    rows = [json.dumps(row) for row in ARC_ROWS]
-    rows.insert(2, '{"question": "no choices"}')
-    (data / "test.jsonl").write_text("\n".join(rows) + "\n")
-    arc = [*line, "--tasks", "arc_easy,sinkhorn", "--data", str(data.parent)]
-    arc += ["--sinkhorn-iterations", "1"]
-    assert main(arc) == 0
-    alone = [json.loads(row) for row in lines_of(tmp_path / "out")]
-    malformed = results_of(tmp_path / "out")["tasks"]["arc_easy"]["malformed"]
-    assert malformed == [
-        f"{data / 'test.jsonl'} line 3 lacks 'choices': it must be an object with text and label"
-    ]
-    dealt = []
-    deal = Replicas.run
-
-    def counted(self, items):
-        dealt.extend(item.id for item in items)
-        return deal(self, items)
-
-    monkeypatch.setattr(Replicas, "run", counted)
-    temp = ["--ray.temp-dir", short_directory, "--ray.num-cpus", "2"]
-    assert main([*arc, "--out", str(tmp_path / "two"), "--replicas", "2", *temp]) == 0
-    both = [json.loads(row) for row in lines_of(tmp_path / "two")]
-    assert [row["id"] for row in both] == [row["id"] for row in alone]
-    # The projection's variants are not what the replicas loaded: they run here.
-    assert dealt == [row["id"] for row in alone if row["task"] == "arc_easy"]
-    for row, other in zip(both, alone, strict=True):
-        assert row.pop("logprobs") == pytest.approx(other.pop("logprobs"), abs=1e-4)
-        assert row == other

@@ -1,20 +1,14 @@
-"""The evaluation command and the side-by-side table, on real checkpoints of tiny random models."""
+"""The evaluation command, on real checkpoints of tiny random models."""
 
 from __future__ import annotations
 
-import gzip
 import json
 import re
 
 import pytest
-import torch
 
-from evals.run import main
-from evals.tasks.bits_per_byte import bits_per_byte
-from evals.tasks.gsm8k_pure import document, load_problems
-from mhc_model.checkpoint import load_checkpoint
-from mhc_model.config import PolicyConfig
-from mhc_model.policy import GatePolicy
+from evals.__main__ import main
+from evals.problems import load_problems
 
 
 @pytest.fixture(scope="module")
@@ -61,91 +55,6 @@ def test_gates_reach_the_model(outs):
     assert results_of(outs[0])["gates"]["description"] == "none: a plain model"
 
 
-def test_gates_file_and_list_equal_the_number(evaluate, outs, tmp_path):
-    file = tmp_path / "gates.json"
-    file.write_text("[0, 0]")
-    for argument in (str(file), "0,0,0,0"):
-        out = evaluate("mhc", "--gates", argument)
-        assert samples_of(out) == samples_of(outs[2])
-
-
-def test_bpb_reads_text_files(evaluate, outs, tmp_path):
-    text = "\n".join(document(p) for p in load_problems("builtin:2", limit=3))
-    (tmp_path / "a.txt").write_text(text)
-    (tmp_path / "b.txt.gz").write_bytes(gzip.compress(text.encode()))
-    files = [str(tmp_path / "a.txt"), str(tmp_path / "b.txt.gz")]
-    bpb = results_of(evaluate("mhc", "--tasks", "bpb", "--text", *files))["tasks"]["bpb"]
-    assert (bpb["documents"], bpb["bytes"]) == (2, 2 * len(text.encode()))
-    alone = results_of(evaluate("mhc", "--tasks", "bpb", "--text", files[0]))["tasks"]["bpb"]
-    assert bpb["bits_per_byte"] == pytest.approx(alone["bits_per_byte"], rel=1e-6)
-
-
-def test_eight_shots_that_do_not_fit_are_reported(evaluate, capsys):
-    out = evaluate("mhc", "--tasks", "gsm8k_8shot")
-    task = results_of(out)["tasks"]["gsm8k_8shot"]
-    assert (task["n_shot"], task["too_long"], task["strict"]["correct"]) == (8, 8, 0)
-    assert samples_of(out)[0]["prompt"].count("Question:") == 9
-    assert "8 of 8 prompts do not fit the context and count as wrong" in capsys.readouterr().out
-
-
-@pytest.fixture
-def save_policy(checkpoints, tmp_path):
-    """Saves an untrained policy for the mHC checkpoint; fields of its configuration can differ."""
-
-    def save(**changes) -> GatePolicy:
-        fields = {"action_space": "per_layer", "n_layers": 2, "observation_dim": 32}
-        torch.manual_seed(0)
-        policy = GatePolicy(
-            PolicyConfig(**{**fields, "checkpoint_hash": checkpoints[1]["mhc"], **changes})
-        )
-        torch.nn.init.normal_(policy.head.weight)  # so that every prompt gets its own gates
-        policy.save(tmp_path / "policy")
-        return policy
-
-    return save
-
-
-def test_policy_sets_the_gates_of_each_problem(
-    checkpoints, evaluate, save_policy, tmp_path, tokenizer
-):
-    policy = save_policy()
-    out = evaluate("mhc", "--gates", f"policy:{tmp_path / 'policy'}")
-    model = load_checkpoint(checkpoints[0] / "mhc").model
-    prompts = [tokenizer.encode(sample["prompt"], bos=True) for sample in samples_of(out, "gsm8k")]
-    with torch.no_grad():
-        mean = [model.embedding(torch.tensor(tokens)).mean(0) for tokens in prompts]
-        expected = policy(torch.stack(mean)).repeat_interleave(2, dim=1)
-    gates = torch.tensor([sample["gates"] for sample in samples_of(out, "gsm8k")])
-    torch.testing.assert_close(gates, expected, atol=1e-5, rtol=0)
-    assert gates.std(dim=0).min() > 1e-4
-    described = results_of(out)["gates"]
-    assert described["description"].startswith("policy:")
-    assert described["mean"] == pytest.approx(expected.mean(0).tolist(), abs=1e-4)
-    documents = [document(p) for p in load_problems("builtin:1", limit=8)]
-    assert results_of(out)["tasks"]["bpb"]["bits_per_byte"] == pytest.approx(
-        bits_per_byte(model, tokenizer, documents, expected), abs=1e-5
-    )
-
-
-@pytest.mark.parametrize(
-    ("changes", "name", "arguments", "message"),
-    [
-        ({"checkpoint_hash": "0" * 64}, "mhc", [], "was trained on checkpoint 000"),
-        ({"n_layers": 3, "checkpoint_hash": None}, "mhc", [], "is for 3 layers of width 32"),
-        ({}, "plain", [], "this model is plain"),
-        ({}, "mhc", ["--tasks", "bpb", "--text", __file__], "--text has none"),
-    ],
-)
-def test_policy_that_does_not_fit(
-    checkpoints, save_policy, tmp_path, capsys, changes, name, arguments, message
-):
-    save_policy(**changes)
-    line = ["--checkpoint", str(checkpoints[0] / name), "--out", str(tmp_path / "out")]
-    line += ["--gates", f"policy:{tmp_path / 'policy'}", "--limit", "2", *arguments]
-    assert main(line) == 2
-    assert message in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
@@ -169,12 +78,31 @@ def test_errors_of_the_command(checkpoints, tmp_path, capsys, name, arguments, m
     assert not (tmp_path / "out").exists()
 
 
-def test_shots_of_a_single_file_have_to_be_named(checkpoints, tmp_path, capsys):
-    file = tmp_path / "p.jsonl"
-    file.write_text('{"question": "q", "answer": "#### 1"}\n')
-    line = ["--checkpoint", str(checkpoints[0] / "mhc"), "--out", str(tmp_path / "out")]
-    line += ["--tasks", "gsm8k_8shot", "--data", str(file)]
-    assert main(line) == 2
-    assert "--shots-data" in capsys.readouterr().err
-    assert main([*line, "--shots-data", str(file)]) == 2
-    assert "has 1 worked examples; 8 are needed" in capsys.readouterr().err
+def test_the_command_measures_and_keeps_scores_apart(checkpoints, tmp_path, capsys):
+    line = [
+        *("--checkpoint", str(checkpoints[0] / "mhc"), "--out", str(tmp_path / "out")),
+        *("--against", str(checkpoints[0] / "plain"), "--limit", "4", "--max-tokens", "4"),
+        *("--tasks", "gsm8k", "bpb", "latency", "memory", "sinkhorn", "--device", "cpu"),
+        *("--sinkhorn-iterations", "20", "1", "--latency.batches", "1", "2"),
+        *("--latency.repeats", "2", "--latency.prompt-tokens", "8", "--latency.new-tokens", "3"),
+    ]
+    assert main(line) == 0
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert list(results["tasks"]) == ["gsm8k", "bpb"]
+    assert list(results["sinkhorn"]) == ["20", "1"]
+    errors = [entry["row_error"] for entry in results["sinkhorn"].values()]
+    assert errors[0] < errors[1]
+    bits = {results["tasks"]["bpb"]["bits_per_byte"]}
+    bits |= {entry["tasks"]["bpb"]["bits_per_byte"] for entry in results["sinkhorn"].values()}
+    assert len(bits) == 3
+    models = [row["model"] for row in results["measured"]["latency"]["rows"]]
+    assert len(models) == 2 * (2 + 2)
+    assert set(results["measured"]["memory"]) == {line[1], str(checkpoints[0] / "plain")}
+    printed = capsys.readouterr().out
+    assert "1 iterations" in printed
+    assert "decode ms p50 / p95" in printed
+    assert "peak MB" in printed
+    samples = (tmp_path / "out" / "samples.jsonl").read_text().splitlines()
+    suffixes = ("", "@sinkhorn-20", "@sinkhorn-1")
+    names = {f"{task}{suffix}" for task in ("gsm8k", "bpb") for suffix in suffixes}
+    assert {json.loads(row)["task"] for row in samples} == names

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from vllm_engines import ENGINES
 
-from evals.tasks.gsm8k_pure import document, load_problems
+from evals.problems import load_problems
+from evals.tasks import document
 from mhc_model import save_checkpoint
 from mhc_model.settings import RaySettings
 from mhc_model.tokenizer import Tokenizer

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from evals.tasks.gsm8k import prompt_tokens
-from evals.tasks.gsm8k_pure import load_problems
+from evals.problems import load_problems
+from evals.tasks import prompt_tokens
 from mhc_model import load_checkpoint
 from mhc_model.config import PolicyConfig
 from rl.baselines.bench import Bench

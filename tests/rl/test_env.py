@@ -12,8 +12,8 @@ from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env
 from pydantic import ValidationError
 
-from evals.tasks.gsm8k import prompt_tokens
-from evals.tasks.gsm8k_pure import load_problems
+from evals.problems import load_problems
+from evals.tasks import prompt_tokens
 from mhc_model import ConfigError, DataError, Engine
 from mhc_model.config import PolicyConfig
 from mhc_model.files import read_lines

@@ -19,8 +19,8 @@ from ray.rllib.core.rl_module.rl_module import RLModule
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from evals.gate_choice import GateChoice
-from evals.tasks.gsm8k import prompt_tokens
-from evals.tasks.gsm8k_pure import load_problems
+from evals.problems import load_problems
+from evals.tasks import prompt_tokens
 from mhc_model import ConfigError, DataError, Engine, save_checkpoint
 from mhc_model.config import PolicyConfig
 from mhc_model.files import read_lines

@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from evals.tasks.gsm8k_pure import load_problems
+from evals.problems import load_problems
 from mhc_model import ConfigError
 from mhc_model.settings import load_settings, validate_settings
 from rl.ablate.__main__ import main as ablate_main

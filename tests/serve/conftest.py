@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 import threading
 import time
@@ -17,8 +18,8 @@ import pytest
 import uvicorn
 from vllm_engines import ENGINES, vllm_engines
 
-from mhc_model import Engine, save_checkpoint
-from mhc_model.engine import EngineBase
+from mhc_model import Engine, Request, SamplingParams, save_checkpoint
+from mhc_model.engine import Completion, EngineBase
 from mhc_model.tokenizer import Tokenizer
 from serve.app import create_app
 from serve.service import CompletionService
@@ -27,11 +28,14 @@ CONTEXT = 96
 # Modules whose tests run over both engines.
 BOTH_ENGINES = {
     "test_batcher",
-    "test_completions",
+    "test_calls",
     "test_lm_eval",
+    "test_logprobs",
     "test_openai_client",
-    "test_served_routing",
-    "test_streams",
+    "test_responses",
+    "test_serve_routing",
+    "test_service",
+    "test_streaming",
 }
 TEXTS = ["Question: Tom has 7 apples and buys 5 more.\nAnswer: 7 + 5 = 12", "naïve café, 東京"] * 8
 
@@ -215,3 +219,57 @@ def post(call) -> Callable[..., httpx.Response]:
         return call("POST", "/v1/completions", service, json=fields)
 
     return send
+
+
+@pytest.fixture
+def post_bytes(call) -> Callable[..., httpx.Response]:
+    """`post_bytes(content, content_type="application/json")`: one POST /v1/completions."""
+
+    def send(content: str | bytes, content_type: str = "application/json") -> httpx.Response:
+        headers = {"Content-Type": content_type}
+        return call("POST", "/v1/completions", content=content, headers=headers)
+
+    return send
+
+
+@pytest.fixture
+def alone(make_engine, tokenizer) -> Callable[..., Completion]:
+    """`alone(prompt, gates=None, **sampling)`: the completion of a lone run of the engine."""
+    engine = make_engine(max_batch=1)
+
+    def run(prompt: str | list[int], gates: Any = None, **sampling: Any) -> Completion:
+        tokens = tokenizer.encode(prompt, bos=True) if isinstance(prompt, str) else prompt
+        request = Request(tokens, gates=gates, sampling=SamplingParams(**sampling))
+        return engine.generate([request])[0]
+
+    return run
+
+
+def _error_of(response: httpx.Response, status: int) -> dict[str, Any]:
+    assert response.status_code == status, response.text
+    error = response.json()["error"]
+    assert set(response.json()) == {"error"}
+    assert set(error) == {"message", "type", "param", "code"}
+    assert 0 < len(error["message"]) < 2100
+    return error
+
+
+@pytest.fixture(scope="session")
+def error_of() -> Callable[[httpx.Response, int], dict[str, Any]]:
+    """`error_of(response, status)`: what its envelope holds, once both were checked."""
+    return _error_of
+
+
+def _events_of(response: httpx.Response) -> list[Any]:
+    assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
+    blocks = response.text.split("\n\n")
+    assert blocks.pop() == ""
+    assert all(block.startswith("data: ") for block in blocks)
+    data = [block.removeprefix("data: ") for block in blocks]
+    return [entry if entry == "[DONE]" else json.loads(entry) for entry in data]
+
+
+@pytest.fixture(scope="session")
+def events_of() -> Callable[[httpx.Response], list[Any]]:
+    """`events_of(response)`: what the `data:` lines of a stream hold."""
+    return _events_of

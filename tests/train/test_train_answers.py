@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from evals.problems.problem import Problem
-from evals.tasks.gsm8k_pure import prompt
+from evals.problems import Problem
+from evals.tasks import prompt
 from mhc_model import ConfigError, DataError, load_checkpoint
 from mhc_model.settings import load_settings, validate_settings
 from mhc_model.tokenizer import Tokenizer

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evals.tasks.gsm8k_pure import document, load_problems
+from evals.problems import load_problems
+from evals.tasks import document
 from mhc_model.errors import CheckpointError, DataError
 from mhc_model.tokenizer import Tokenizer
 from train.config import DataConfig

@@ -11,7 +11,7 @@ import pytest
 import ray.train
 import torch
 
-from evals.tasks.bits_per_byte import bits_per_byte
+from evals.tasks import bits_per_byte
 from mhc_model import CheckpointError, ConfigError, MHCError, load_checkpoint
 from mhc_model.settings import to_yaml
 from train.data.corpus import prepare_corpus

@@ -25,8 +25,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evals.problems.problem import Problem
-from evals.tasks.gsm8k_pure import document
+from evals.problems import Problem
+from evals.tasks import document
 from mhc_model.errors import ConfigError, DataError
 from mhc_model.settings import dump_settings, validate_settings
 from mhc_model.tokenizer import FastTokenizer, Tokenizer

@@ -17,10 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evals.problems.problem import Problem
-from evals.problems.rows import RowError, parse_rows
-from evals.problems.sources import find_rows
-from evals.tasks.gsm8k_pure import document, load_problems, prompt
+from evals.problems import Problem, RowError, find_rows, load_problems, parse_rows
+from evals.tasks import document, prompt
 from mhc_model.errors import ConfigError, DataError
 from mhc_model.tokenizer import Tokenizer
 from train.config import DataConfig

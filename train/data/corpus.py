@@ -16,7 +16,8 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
-from evals.tasks.gsm8k_pure import document, load_problems
+from evals.problems import load_problems
+from evals.tasks import document
 from mhc_model.checkpoint import find_checkpoint
 from mhc_model.errors import CheckpointError, DataError
 from mhc_model.tokenizer import Tokenizer

@@ -14,8 +14,8 @@ import zlib
 from collections.abc import Iterator
 from typing import Any, BinaryIO, cast
 
-from evals.problems.problem import Problem
-from evals.tasks.gsm8k_pure import document
+from evals.problems import Problem
+from evals.tasks import document
 from mhc_model.errors import DataError
 
 # A text file is cut at blank lines into documents of at least this size. Several contexts long, so

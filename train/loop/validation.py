@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from evals.tasks.bits_per_byte import bits_per_byte
+from evals.tasks import bits_per_byte
 from mhc_model.decoder import Decoder
 from mhc_model.errors import DataError
 from mhc_model.gates import GateValues, expand_gate_rows

@@ -1,8 +1,15 @@
 """What moves the streams: the operations around a sublayer, as fast as the device allows.
 
-`eager` is in torch operations and serves every device and configuration. `library` has Triton
-kernels for CUDA, which also compute the norm and H_res; they are taken there unless `select` says
-otherwise, or the environment variable MHC_KERNELS at the start.
+In: streams, a sublayer's output, projections and gates. Out: the streams after it. May import the
+ground (config, errors).
+
+    eager.py            torch operations: every device and configuration
+    library.py          operators of torch over the Triton kernels, with their gradients
+    triton_launch.py    shapes, checks and launches
+    triton_kernels.py   the kernels: also the norm and H_res; triton_sinkhorn.py has its limit
+
+Triton's are taken on CUDA where they serve the streams, unless `select` says otherwise, or the
+environment variable MHC_KERNELS at the start.
 """
 
 from __future__ import annotations

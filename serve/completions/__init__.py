@@ -1,0 +1,70 @@
+"""OpenAI's completions and chat completions over one engine.
+
+In: a request's body. Out: the engine's requests with their gates; what becomes of them, as one
+response or a stream of events. May import mhc_model, errors and monitoring.
+
+A request's way:
+
+    schemas.py        bodies and responses of completions; what all bodies have in common
+    chat_schemas.py   those of chat completions
+    chat_template.py  from a conversation to a prompt
+    prepare.py        from a body to the engine's requests: tokens, gates, sampling
+    batcher.py        the thread that drives the engine for all callers
+    calls.py          one call to it as a coroutine sees it: events, deadline, client
+    logprobs.py       tokens and log-probabilities in OpenAI's two forms
+    responses.py      completions and deltas as responses and chunks
+    streaming.py      chunks as server-sent events
+"""
+
+from serve.completions.batcher import SHUTTING_DOWN, Batcher, post_to_loop
+from serve.completions.calls import EngineCall, on_disconnect
+from serve.completions.chat_schemas import ChatRequest, ChatResponse
+from serve.completions.chat_template import ChatTemplate
+from serve.completions.logprobs import TokenNames
+from serve.completions.prepare import Prepared, Preparer
+from serve.completions.responses import (
+    ChatWriter,
+    CompletionWriter,
+    ModelIdentity,
+    ResponseWriter,
+)
+from serve.completions.schemas import (
+    Body,
+    CompletionRequest,
+    CompletionResponse,
+    Gates,
+    GatesSource,
+    Health,
+    ModelCard,
+    ModelList,
+    Ready,
+)
+from serve.completions.streaming import EventStream
+
+__all__ = [
+    "SHUTTING_DOWN",
+    "Batcher",
+    "Body",
+    "ChatRequest",
+    "ChatResponse",
+    "ChatTemplate",
+    "ChatWriter",
+    "CompletionRequest",
+    "CompletionResponse",
+    "CompletionWriter",
+    "EngineCall",
+    "EventStream",
+    "Gates",
+    "GatesSource",
+    "Health",
+    "ModelCard",
+    "ModelIdentity",
+    "ModelList",
+    "Prepared",
+    "Preparer",
+    "Ready",
+    "ResponseWriter",
+    "TokenNames",
+    "on_disconnect",
+    "post_to_loop",
+]
