@@ -95,6 +95,39 @@ def test_paths_are_there(path, tree):
 
 
 @parametrized(PRESENT)
+def test_pictures_of_the_tree_are_true(path):
+    wrong = []
+    for _, text in Document.read(path).blocks:
+        if text.startswith("mhc_model/"):
+            wrong += wrong_in_tree(text)
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_architecture_shows_every_room():
+    trees = [text for _, text in Document.read(ROOT / "docs" / "architecture.md").blocks]
+    (tree,) = (text for text in trees if text.startswith("mhc_model/"))
+    rooms = {
+        f"{folder.parent.name}/{folder.name}"
+        for package in PACKAGES[:5]
+        for folder in (ROOT / package).iterdir()
+        if (folder / "__init__.py").exists()
+    }
+    assert rooms <= set(folders_of(tree))
+
+
+def folders_of(tree: str) -> Iterator[str]:
+    """Folders of a tree whose packages stand at the left and their rooms two spaces further."""
+    package = ""
+    for indent, name in re.findall(r"^(|  )(\w+)/", tree, re.MULTILINE):
+        package = package if indent else name
+        yield f"{package}/{name}" if indent else name
+
+
+def wrong_in_tree(tree: str) -> list[str]:
+    return [f"{path}/ is not there" for path in folders_of(tree) if not (ROOT / path).is_dir()]
+
+
+@parametrized(PRESENT)
 def test_modules_and_their_names_are_there(path):
     names = {name for code in Document.read(path).code for name in DOTTED.findall(code)}
     wrong = list(missing(name.replace(":", ".") for name in sorted(names)))
