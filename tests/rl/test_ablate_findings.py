@@ -18,7 +18,7 @@ from rl.ablate.held_out import HeldOut, is_tested
 from rl.ablate.report import picture_entry, write_report
 from rl.ablate.run import _claim
 from rl.ablate.study import ARM, Study
-from rl.pool.local_pool import LocalPool
+from rl.pool.pool import LocalPool
 from rl.rollouts import Asker
 
 OUTCOMES = {

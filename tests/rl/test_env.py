@@ -21,7 +21,7 @@ from mhc_model.policy import prompt_observation
 from mhc_model.settings import load_settings
 from rl.config import RLConfig
 from rl.env import GateVectorEnv, GSM8KGateEnv, ProblemStream
-from rl.pool.local_pool import LocalPool
+from rl.pool.pool import LocalPool
 from rl.rollouts import ROLLOUTS, SUPERSEDED, Asker, Rollout, RolloutLog
 from rl.tuning.difficulty import choose_problems
 
@@ -207,7 +207,7 @@ def test_impossible_configurations_are_refused(fields, message):
 @pytest.mark.parametrize("path", RL_CONFIGS, ids=lambda path: path.stem)
 def test_shipped_configurations_load(path):
     config = load_settings(RLConfig, path)
-    if path.stem == "rl_plan":
+    if path.stem in ("rl_published", "rl_plan"):  # its earlier name
         assert (config.rollouts, config.ppo.minibatch, config.ppo.epochs) == (1024, 64, 10)
         assert (config.ppo.lr, config.ppo.gamma, config.ppo.entropy) == (3e-4, 0.99, 0.1)
 

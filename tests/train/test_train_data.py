@@ -14,7 +14,7 @@ from mhc_model.errors import CheckpointError, DataError
 from mhc_model.tokenizer import Tokenizer
 from train.config import DataConfig
 from train.data.batches import Batches, ReadAhead, permute
-from train.data.corpus import load_tokenizer, prepare_corpus
+from train.data.corpus import choose_tokenizer, prepare_corpus
 from train.data.documents import LONGEST_TEXT_DOCUMENT, read_documents
 
 BUILTIN = DataConfig(builtin_levels=(1,), builtin_count=300, validation_documents=20)
@@ -117,14 +117,14 @@ def test_tokenizer_choices(tmp_path, corpus):
     corpus.tokenizer.save(directory)
     for choice in (directory, directory / "tokenizer.tiktoken"):
         config = BUILTIN.model_copy(update={"tokenizer": str(choice)})
-        tokenizer = load_tokenizer(config, [])
+        tokenizer = choose_tokenizer(config, [])
         assert isinstance(tokenizer, Tokenizer)
         assert tokenizer.vocab_size == corpus.tokenizer.vocab_size
     with pytest.raises(DataError, match="does not exist"):
-        load_tokenizer(BUILTIN.model_copy(update={"tokenizer": "no/such.tiktoken"}), [])
+        choose_tokenizer(BUILTIN.model_copy(update={"tokenizer": "no/such.tiktoken"}), [])
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError):
-        load_tokenizer(BUILTIN.model_copy(update={"tokenizer": str(tmp_path / "empty")}), [])
+        choose_tokenizer(BUILTIN.model_copy(update={"tokenizer": str(tmp_path / "empty")}), [])
 
 
 @pytest.mark.parametrize("paragraphs", [True, False])

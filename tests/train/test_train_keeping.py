@@ -9,10 +9,10 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mhc_model import ConfigError, Engine, Request, SamplingParams
-from train.best import Best
 from train.config import SamplesConfig
 from train.loop.hardware import peak_memory, peak_tflops
 from train.loop.samples import check_samples, write_samples
+from train.records.checkpoints import Best
 from train.records.metrics import Progress, read_rows
 
 

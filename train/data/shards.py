@@ -35,7 +35,7 @@ from mhc_model.settings import Settings, validate_settings
 from mhc_model.tokenizer import Tokenizer
 
 FORMAT = 1
-MANIFEST, PLAN, BYTE_TABLE, TOKENIZER = (
+MANIFEST, BEGUN, BYTE_TABLE, TOKENIZER = (
     "manifest.json",
     "plan.json",
     "token_bytes.npy",
@@ -282,11 +282,11 @@ class ShardedTokens:
             raise DataError(f"{self.location}/{file} cannot be read: {error}") from None
 
     def _read_manifest(self) -> bytes:
-        files = [f"{self.path}/{name}" for name in (MANIFEST, PLAN)]
-        manifest, plan = (
+        files = [f"{self.path}/{name}" for name in (MANIFEST, BEGUN)]
+        manifest, begun = (
             info.type == pyarrow.fs.FileType.File for info in self.filesystem.get_file_info(files)
         )
-        if not manifest and plan:
+        if not manifest and begun:
             raise DataError(
                 f"{self.location} is not prepared to the end; run python -m train.prepare again "
                 f"with the same options"

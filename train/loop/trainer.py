@@ -17,7 +17,6 @@ from torch.nn.parallel import DistributedDataParallel
 from mhc_model.checkpoint import load_checkpoint
 from mhc_model.decoder import Decoder
 from mhc_model.errors import MHCError
-from train.best import Best
 from train.config import TrainConfig
 from train.data.answers import AnswerBatches, AnswerCorpus
 from train.data.batches import Batches, ReadAhead
@@ -28,7 +27,7 @@ from train.loop.optimizer import Optimizers, freeze_all_but_mhc
 from train.loop.process_group import ProcessGroup
 from train.loop.samples import write_samples
 from train.loop.validation import AnswerValidation, Validation
-from train.records.checkpoints import find_resume, load_step, save_step
+from train.records.checkpoints import Best, find_resume, load_step, save_step
 from train.records.metrics import MetricsLog, Progress
 from train.records.run_directory import RunDirectory
 from train.records.trackers import make_trackers
