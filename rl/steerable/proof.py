@@ -24,7 +24,7 @@ from rl.ablate.config import AblateConfig
 from rl.ablate.findings import Findings
 from rl.ablate.held_out import HeldOut
 from rl.ablate.run import run_ablation
-from rl.directory import check_directory, locked_directory, save_config
+from rl.directory import check_directory, locked_run, save_config
 from rl.steerable.config import SteerableConfig, Variant
 from rl.steerable.task import all_problems, kind_of, right_gates, with_digit
 from rl.steerable.training import train_model
@@ -62,7 +62,7 @@ def prove(config: SteerableConfig, ray_arguments: Mapping[str, Any]) -> list[Che
             cannot be written.
     """
     directory = Path(config.storage).resolve() / config.name
-    with locked_directory(directory):
+    with locked_run(directory):
         return _prove(directory, config, ray_arguments)
 
 

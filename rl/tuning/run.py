@@ -31,7 +31,7 @@ from mhc_model.errors import DataError
 from mhc_model.files import read_lines, replace_json, replace_text
 from mhc_model.policy import GatePolicy
 from rl.config import RLConfig
-from rl.directory import check_directory, check_same, locked_directory, save_config
+from rl.directory import check_directory, check_same_inputs, locked_run, save_config
 from rl.env import GateVectorEnv
 from rl.pool.pool import ReplicaPool
 from rl.ppo.algorithm import GatePPO, build_algorithm, current_policy, save_state, train_iteration
@@ -62,7 +62,7 @@ def run(config: RLConfig, ray_arguments: Mapping[str, Any]) -> Path:
     """
     directory = Path(config.storage).resolve() / config.name
     checkpoint, problems, observations, policy = prepare(config)
-    with locked_directory(directory):
+    with locked_run(directory):
         state = prepare_directory(directory, config, policy, problems)
         if is_complete(directory, config, state):
             print(f"run {config.name} is complete at iteration {state['iteration']}: {directory}")
@@ -143,7 +143,8 @@ def prepare_directory(
     }
     if states:
         saved = json.loads((states[-1] / "state.json").read_text(encoding="utf-8"))
-        check_same(saved, state, ("checkpoint", "problems"), f"run {config.name}")
+        inputs = {name: state[name] for name in ("checkpoint", "problems")}
+        check_same_inputs(saved, inputs, f"run {config.name}")
         state |= saved
     save_config(directory, config)
     return state

@@ -28,7 +28,7 @@ from mhc_model.gates import gate_names
 from mhc_model.policy import GatePolicy, expand_actions, observe_prompts
 from rl.__main__ import main
 from rl.config import PoolSettings, RLConfig
-from rl.directory import locked_directory
+from rl.directory import locked_run
 from rl.ppo.algorithm import sample_timeout_s
 from rl.ppo.module import GateBeta
 from rl.tuning.run import is_complete, kept_rows, prepare_directory, run, saved_states
@@ -184,11 +184,11 @@ def test_two_drivers_do_not_write_to_one_run(checkpoint, tmp_path):
         name="t", storage=str(tmp_path), checkpoint=str(checkpoint), problems=4, max_tokens=16
     )
     with (
-        locked_directory(tmp_path / "t"),
+        locked_run(tmp_path / "t"),
         pytest.raises(ConfigError, match="another process is writing to"),
     ):
         run(config, {})
-    with locked_directory(tmp_path / "t"):
+    with locked_run(tmp_path / "t"):
         pass  # whoever leaves gives it back
 
 

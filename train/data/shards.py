@@ -27,10 +27,10 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow
 import pyarrow.fs
-from filelock import FileLock
 from pydantic import Field
 
 from mhc_model.errors import ConfigError, DataError
+from mhc_model.files import locked_directory
 from mhc_model.settings import Settings, validate_settings
 from mhc_model.tokenizer import Tokenizer
 
@@ -237,9 +237,8 @@ class ShardedTokens:
             return Path(self.path)
         base = Path(tempfile.gettempdir(), "mhc-shards") if self._cache is None else self._cache
         directory = Path(base, self.sha256[:16])
-        directory.mkdir(parents=True, exist_ok=True)
         # All workers of a machine ask at once; one copies.
-        with FileLock(directory / ".lock"):
+        with locked_directory(directory, taken=None):
             for entry in self.manifest.train:
                 target = directory / entry.file
                 size = entry.tokens * self.dtype.itemsize

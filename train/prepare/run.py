@@ -23,9 +23,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow.fs
-from filelock import FileLock, Timeout
 
 from mhc_model.errors import ConfigError, DataError
+from mhc_model.files import locked_directory
+from mhc_model.settings import differences
 from mhc_model.tokenizer import Tokenizer
 from train.data.corpus import choose_tokenizer
 from train.data.documents import is_held_out
@@ -48,7 +49,6 @@ Execute = Callable[[Job, Mapping[int, Part]], Iterator[tuple[int, dict[str, Any]
 """execute(job, parts) does job.write_part for every part, by number, and yields the records as they
 come, in any order."""
 
-LOCK = ".lock"
 # Seconds between two lines of progress.
 REPORT_EVERY = 5.0
 
@@ -80,11 +80,8 @@ def prepare(config: PrepareConfig, execute: Execute = one_after_another) -> Mani
         raise ConfigError(f"out {config.out!r} cannot be written: {error}") from None
     if not isinstance(filesystem, pyarrow.fs.LocalFileSystem):
         return _prepare(config, execute, filesystem, base)
-    try:
-        with FileLock(f"{base}/{LOCK}", timeout=0):
-            return _prepare(config, execute, filesystem, base)
-    except Timeout:
-        raise ConfigError(f"another train.prepare is at work in {config.out}") from None
+    with locked_directory(Path(base), f"another train.prepare is at work in {config.out}"):
+        return _prepare(config, execute, filesystem, base)
 
 
 def _prepare(
@@ -128,12 +125,10 @@ def _prepare(
 
 
 def _check_same(config: PrepareConfig, begun: Mapping[str, Any]) -> None:
-    now, before = config.deciding(), begun["settings"]
-    different = [f"{k}: {before.get(k)!r} -> {v!r}" for k, v in now.items() if before.get(k) != v]
-    if different:
+    if different := differences(begun["settings"], config.deciding()):
         raise ConfigError(
-            f"{config.out} was begun with other settings: {'; '.join(different)}; give the same, "
-            f"another out, or delete that directory"
+            f"{config.out} was begun with other settings: {'; '.join(map(str, different))}; give "
+            f"the same, another out, or delete that directory"
         )
 
 
@@ -242,7 +237,7 @@ def _make_manifest(
 def _clean_up(filesystem: pyarrow.fs.FileSystem, base: str) -> None:
     """Deletes the records, and what interrupted attempts have left."""
     for info in filesystem.get_file_info(pyarrow.fs.FileSelector(base)):
-        if ".tmp-" in info.base_name or info.base_name == LOCK:
+        if ".tmp-" in info.base_name:
             filesystem.delete_file(info.path)
         elif info.base_name == PARTS:
             filesystem.delete_dir(info.path)
