@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def train(config: RLConfig, rollouts: int, seed: int) -> float:
     """The chance of a reward under the policy after that many rollouts."""
-    from rl.ppo.algorithm import build_algorithm, current_policy, train_iteration
+    from rl.ppo import build_algorithm, current_policy, train_iteration
 
     iterations = rollouts // config.rollouts
     config = config.model_copy(

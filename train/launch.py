@@ -20,13 +20,9 @@ from mhc_model.errors import ConfigError, MHCError
 from mhc_model.files import locked_directory
 from mhc_model.settings import check_same_settings, to_yaml, validate_settings
 from train.config import FREE_ON_RESUME, TrainConfig
-from train.data.answers import AnswerCorpus, left_out, prepare_answers
-from train.data.corpus import Corpus, prepare_corpus
-from train.loop.samples import check_samples
-from train.loop.trainer import make_batches
-from train.records.checkpoints import find_resume
-from train.records.run_directory import RunDirectory
-from train.records.trackers import import_tracker
+from train.data import AnswerCorpus, Corpus, left_out, prepare_answers, prepare_corpus
+from train.loop import check_samples, make_batches
+from train.records import RunDirectory, find_resume, import_tracker
 from train.worker import failure_file, train_worker
 
 # Ray Train's own list of checkpoints. It refuses to start where the list and the directory differ,

@@ -23,7 +23,7 @@ from rl.ablate.held_out import HeldOut, evaluate, is_tested
 from rl.ablate.report import write_report
 from rl.ablate.study import Study
 from rl.directory import check_directory, check_same_inputs, locked_run, save_config
-from rl.pool.pool import ReplicaPool
+from rl.pool import ReplicaPool
 from rl.rollouts import Asker
 from rl.setup import problems_hash
 

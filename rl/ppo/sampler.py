@@ -3,7 +3,7 @@
 Asynchronous: while the learner works on the rollouts of iteration i, those of iteration i + 1 are
 made, under the policy that iteration i began with. So the replicas work while the learner does, and
 a policy is one update older than its successor expects; an importance weight makes up for it
-(rl/learner.py). The lag is always one, so the run stays reproducible.
+(rl/ppo/learner.py). The lag is always one, so the run stays reproducible.
 """
 
 from __future__ import annotations

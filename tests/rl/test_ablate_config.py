@@ -8,9 +8,8 @@ import pytest
 
 from mhc_model import ConfigError
 from mhc_model.settings import load_settings, validate_settings
-from rl.ablate.arms import METHODS, parse_arm
-from rl.ablate.config import AblateConfig
-from rl.steerable.config import SteerableConfig
+from rl.ablate import METHODS, AblateConfig, parse_arm
+from rl.steerable import SteerableConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 VALUES = {"name": "t", "checkpoint": "none"}

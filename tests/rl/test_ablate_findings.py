@@ -11,14 +11,12 @@ import torch
 
 from evals.statistics import holm, mcnemar_exact, wilson_interval
 from mhc_model import ConfigError, Engine
-from rl.ablate.arms import Arm
-from rl.ablate.config import AblateConfig
-from rl.ablate.findings import Findings
-from rl.ablate.held_out import HeldOut, is_tested
-from rl.ablate.report import picture_entry, write_report
+from rl.ablate import AblateConfig, Arm, Findings, HeldOut, Study, write_report
+from rl.ablate.held_out import is_tested
+from rl.ablate.report import picture_entry
 from rl.ablate.run import _claim
-from rl.ablate.study import ARM, Study
-from rl.pool.pool import LocalPool
+from rl.ablate.study import ARM
+from rl.pool import LocalPool
 from rl.rollouts import Asker
 
 OUTCOMES = {

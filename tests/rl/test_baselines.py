@@ -13,10 +13,15 @@ from evals.tasks.gsm8k import prompt_tokens
 from evals.tasks.gsm8k_pure import load_problems
 from mhc_model import load_checkpoint
 from mhc_model.config import PolicyConfig
-from rl.baselines.bench import Bench
-from rl.baselines.constant import best_of_grid, cross_entropy_search
-from rl.baselines.gradient import AnswerLoss, tune_constant, tune_policy
-from rl.baselines.reinforce import reinforce
+from rl.baselines import (
+    AnswerLoss,
+    Bench,
+    best_of_grid,
+    cross_entropy_search,
+    reinforce,
+    tune_constant,
+    tune_policy,
+)
 from rl.rollouts import Rollout, RolloutLog
 
 PROBLEMS = load_problems("builtin:1", "train", 64)

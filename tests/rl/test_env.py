@@ -21,7 +21,7 @@ from mhc_model.policy import prompt_observation
 from mhc_model.settings import load_settings
 from rl.config import RLConfig
 from rl.env import GateVectorEnv, GSM8KGateEnv, ProblemStream
-from rl.pool.pool import LocalPool
+from rl.pool import LocalPool
 from rl.rollouts import ROLLOUTS, SUPERSEDED, Asker, Rollout, RolloutLog
 from rl.tuning.difficulty import choose_problems
 

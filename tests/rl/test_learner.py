@@ -13,8 +13,8 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.evaluation.postprocessing import Postprocessing
 
 from mhc_model.config import PolicyConfig
-from rl.ppo.learner import LEAST_SPREAD, MOST_WEIGHT, OneStepAdvantages, standardise
-from rl.ppo.module import GateBeta, GateModule
+from rl.ppo import GateBeta, GateModule, OneStepAdvantages, standardise
+from rl.ppo.learner import LEAST_SPREAD, MOST_WEIGHT
 
 
 @settings(suppress_health_check=[HealthCheck.too_slow])  # drawing is slow on a busy machine

@@ -15,8 +15,7 @@ from ray.rllib.core.columns import Columns
 from mhc_model import EngineError
 from mhc_model.config import PolicyConfig
 from rl.config import PPOSettings, RLConfig
-from rl.ppo.algorithm import build_algorithm, current_policy, train_iteration
-from rl.ppo.module import GateBeta, GateModule
+from rl.ppo import GateBeta, GateModule, build_algorithm, current_policy, train_iteration
 
 POLICY = PolicyConfig(action_space="per_layer", n_layers=2, observation_dim=4, hidden=(32,))
 

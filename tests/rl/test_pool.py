@@ -15,9 +15,7 @@ import torch
 from mhc_model import CheckpointError, Engine, EngineError, GateError, Request, SamplingParams
 from mhc_model.checkpoint import checkpoint_hash
 from rl.config import PoolSettings
-from rl.pool.pool import ReplicaPool
-from rl.pool.replica import pack_checkpoint
-from rl.pool.replica_set import ReplicaSet, Ticket
+from rl.pool import ReplicaPool, ReplicaSet, Ticket, pack_checkpoint
 
 pytestmark = pytest.mark.ray
 

@@ -29,9 +29,9 @@ from mhc_model.policy import GatePolicy, expand_actions, observe_prompts
 from rl.__main__ import main
 from rl.config import PoolSettings, RLConfig
 from rl.directory import locked_run
-from rl.ppo.algorithm import sample_timeout_s
-from rl.ppo.module import GateBeta
-from rl.tuning.run import is_complete, kept_rows, prepare_directory, run, saved_states
+from rl.ppo import GateBeta, sample_timeout_s
+from rl.tuning import run_tuning
+from rl.tuning.run import is_complete, kept_rows, prepare_directory, saved_states
 from rl.tuning.sweep import summarize
 from serve.app import create_app
 from serve.service import CompletionService
@@ -187,7 +187,7 @@ def test_two_drivers_do_not_write_to_one_run(checkpoint, tmp_path):
         locked_run(tmp_path / "t"),
         pytest.raises(ConfigError, match="another process is writing to"),
     ):
-        run(config, {})
+        run_tuning(config, {})
     with locked_run(tmp_path / "t"):
         pass  # whoever leaves gives it back
 

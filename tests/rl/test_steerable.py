@@ -15,10 +15,17 @@ from evals.tasks.gsm8k_pure import load_problems
 from mhc_model import ConfigError
 from mhc_model.settings import load_settings, validate_settings
 from rl.ablate.__main__ import main as ablate_main
+from rl.steerable import (
+    SteerableConfig,
+    Variant,
+    all_problems,
+    expressible,
+    kind_of,
+    right_gates,
+    with_digit,
+)
 from rl.steerable.__main__ import main
-from rl.steerable.config import SteerableConfig, Variant
 from rl.steerable.proof import _write_problems
-from rl.steerable.task import all_problems, expressible, kind_of, right_gates, with_digit
 
 pytestmark = pytest.mark.ray
 

@@ -19,19 +19,10 @@ from mhc_model import ConfigError, DataError, load_checkpoint
 from mhc_model.settings import load_settings, validate_settings
 from mhc_model.tokenizer import Tokenizer
 from train.config import DataConfig, TrainConfig
-from train.data.answers import (
-    IGNORED,
-    AnswerBatches,
-    Examples,
-    left_out,
-    pack,
-    prepare_answers,
-    tokenize,
-)
+from train.data import IGNORED, AnswerBatches, Examples, left_out, pack, prepare_answers, tokenize
 from train.launch import with_start, with_vocabulary
-from train.loop.process_group import ProcessGroup
-from train.loop.trainer import Trainer
-from train.records.run_directory import RunDirectory
+from train.loop import ProcessGroup, Trainer
+from train.records import RunDirectory
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 PROBLEMS = [

@@ -13,9 +13,9 @@ from evals.tasks.gsm8k_pure import document, load_problems
 from mhc_model.errors import CheckpointError, DataError
 from mhc_model.tokenizer import Tokenizer
 from train.config import DataConfig
-from train.data.batches import Batches, ReadAhead, permute
-from train.data.corpus import choose_tokenizer, prepare_corpus
-from train.data.documents import LONGEST_TEXT_DOCUMENT, read_documents
+from train.data import Batches, ReadAhead, choose_tokenizer, prepare_corpus, read_documents
+from train.data.batches import permute
+from train.data.documents import LONGEST_TEXT_DOCUMENT
 
 BUILTIN = DataConfig(builtin_levels=(1,), builtin_count=300, validation_documents=20)
 

@@ -10,10 +10,9 @@ import torch.multiprocessing
 from safetensors.torch import load_file, save_file
 
 from train.config import TrainConfig
-from train.data.corpus import Corpus
-from train.loop.process_group import ProcessGroup
-from train.loop.trainer import Trainer
-from train.records.run_directory import RunDirectory
+from train.data import Corpus
+from train.loop import ProcessGroup, Trainer
+from train.records import RunDirectory
 
 STEPS = 5
 

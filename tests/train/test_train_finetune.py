@@ -17,12 +17,10 @@ from mhc_model.conversion import convert, export
 from mhc_model.settings import validate_settings
 from mhc_model.tokenizer import Tokenizer
 from train.config import TrainConfig
-from train.data.corpus import Corpus, prepare_corpus
+from train.data import Corpus, prepare_corpus
 from train.launch import with_start, with_vocabulary
-from train.loop.optimizer import group_parameters
-from train.loop.process_group import ProcessGroup
-from train.loop.trainer import Persist, Trainer
-from train.records.run_directory import RunDirectory
+from train.loop import Persist, ProcessGroup, Trainer, group_parameters
+from train.records import RunDirectory
 
 # A Llama with its large epsilon.
 LLAMA = {

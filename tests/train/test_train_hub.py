@@ -19,8 +19,9 @@ import pyarrow.parquet
 import pytest
 
 from mhc_model.settings import dump_settings
-from train.data.shards import ShardedTokens
-from train.prepare.config import FINEWEB_EDU, PrepareConfig
+from train.data import ShardedTokens
+from train.prepare import PrepareConfig
+from train.prepare.config import FINEWEB_EDU
 
 ROOT = Path(__file__).parents[2]
 FIRST, SECOND = "1" * 40, "2" * 40

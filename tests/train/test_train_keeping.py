@@ -10,10 +10,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from mhc_model import ConfigError, Engine, Request, SamplingParams
 from train.config import SamplesConfig
-from train.loop.hardware import peak_memory, peak_tflops
-from train.loop.samples import check_samples, write_samples
-from train.records.checkpoints import Best
-from train.records.metrics import Progress, read_rows
+from train.loop import check_samples, peak_memory, peak_tflops, write_samples
+from train.records import Best, Progress, read_rows
 
 
 def with_bits(trainer, bits: dict[int, float]):

@@ -13,11 +13,9 @@ import torch.multiprocessing
 from torch.multiprocessing.spawn import ProcessExitedException
 
 from train.config import TrainConfig
-from train.data.corpus import Corpus
-from train.loop.hardware import make_deterministic
-from train.loop.process_group import ProcessGroup
-from train.loop.trainer import Trainer
-from train.records.run_directory import RunDirectory, step_name
+from train.data import Corpus
+from train.loop import ProcessGroup, Trainer, make_deterministic
+from train.records import RunDirectory, step_name
 
 STEPS, KILLED_AFTER = 16, 9
 

@@ -14,14 +14,10 @@ import torch
 from evals.tasks.bits_per_byte import bits_per_byte
 from mhc_model import CheckpointError, ConfigError, MHCError, load_checkpoint
 from mhc_model.settings import to_yaml
-from train.data.corpus import prepare_corpus
+from train.data import prepare_corpus
 from train.launch import check_same_run, launch, only_driver
-from train.loop.process_group import ProcessGroup
-from train.loop.trainer import Trainer
-from train.loop.validation import Validation
-from train.records.checkpoints import find_resume
-from train.records.metrics import MetricsLog, Progress
-from train.records.run_directory import RunDirectory, step_name
+from train.loop import ProcessGroup, Trainer, Validation
+from train.records import MetricsLog, Progress, RunDirectory, find_resume, step_name
 from train.worker import failure_file
 
 

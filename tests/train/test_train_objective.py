@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mhc_model import Decoder, MHCConfig, ModelConfig
-from train.loop.objective import GateNoise, Objective, draw_gate_noise, noise_width
+from train.loop import GateNoise, Objective, draw_gate_noise, noise_width
 
 SIZES = {"vocab_size": 40, "n_layers": 2, "n_heads": 2, "d_model": 16, "max_seq_len": 16}
 TOKENS = torch.randint(40, (4, 16), generator=torch.Generator().manual_seed(0))

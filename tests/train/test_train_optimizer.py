@@ -6,7 +6,7 @@ from torch import nn
 
 from mhc_model import CheckpointError, Decoder, MHCConfig, MHCError, ModelConfig
 from train.config import OptimizerConfig
-from train.loop.optimizer import Optimizers, group_parameters
+from train.loop import Optimizers, group_parameters
 
 SIZES = {"vocab_size": 40, "n_layers": 2, "n_heads": 2, "d_model": 16, "max_seq_len": 16}
 

@@ -30,13 +30,9 @@ from evals.tasks.gsm8k_pure import document
 from mhc_model.errors import ConfigError, DataError
 from mhc_model.settings import dump_settings, validate_settings
 from mhc_model.tokenizer import FastTokenizer, Tokenizer
-from train.data.documents import is_held_out
-from train.data.shards import ShardedTokens
+from train.data import ShardedTokens, is_held_out
+from train.prepare import Job, Part, PrepareConfig, one_after_another, open_source, prepare
 from train.prepare.__main__ import main
-from train.prepare.config import PrepareConfig
-from train.prepare.part import Job
-from train.prepare.run import one_after_another, prepare
-from train.prepare.sources import Part, open_source
 
 ROOT = Path(__file__).parents[2]
 TEXTS = [f"Text {i}: größer, Ж, 漢字 \N{SLOTH}, {i * i} words. " * (i % 9 + 1) for i in range(300)]

@@ -19,15 +19,11 @@ from mhc_model.settings import differences, load_settings, validate_settings
 from mhc_model.tokenizer import Tokenizer
 from train.__main__ import main
 from train.config import FREE_ON_RESUME, DataConfig, TrainConfig
-from train.data.batches import Batches, ReadAhead
-from train.data.corpus import Corpus, prepare_corpus
-from train.data.shards import ShardedTokens
+from train.data import Batches, Corpus, ReadAhead, ShardedTokens, prepare_corpus
 from train.launch import with_vocabulary
-from train.loop.process_group import ProcessGroup
-from train.loop.trainer import Trainer
-from train.prepare.config import PrepareConfig
-from train.prepare.run import prepare
-from train.records.run_directory import RunDirectory
+from train.loop import ProcessGroup, Trainer
+from train.prepare import PrepareConfig, prepare
+from train.records import RunDirectory
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 DOCUMENTS = [

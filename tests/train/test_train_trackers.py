@@ -7,9 +7,7 @@ import pytest
 
 from mhc_model import ConfigError
 from train.launch import _check_start
-from train.records.metrics import MetricsLog
-from train.records.run_directory import RunDirectory
-from train.records.trackers import import_tracker, make_trackers
+from train.records import MetricsLog, RunDirectory, import_tracker, make_trackers
 
 ROW = {
     **{"step": 3, "loss": 1.5, "val_bpb": 0.75, "gates": [0.25, 0.5]},

@@ -195,7 +195,7 @@ def tokenize(problems: Sequence[Problem], tokenizer: Tokenizer) -> Examples:
 
 
 def _split_problems(config: DataConfig) -> tuple[list[Problem], list[Problem]]:
-    """Training and held-out problems, chosen as `train.corpus` chooses documents."""
+    """Training and held-out problems, chosen as `prepare_corpus` chooses documents."""
     training: list[Problem] = []
     held_out: list[Problem] = []
     if config.builtin_levels:

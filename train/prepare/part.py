@@ -14,8 +14,7 @@ import pyarrow.fs
 
 from mhc_model.errors import DataError
 from mhc_model.tokenizer import Tokenizer
-from train.data.documents import is_held_out
-from train.data.shards import open_directory
+from train.data import is_held_out, open_directory
 from train.prepare.sources import CorpusSource, Part
 
 PARTS = "parts"  # one JSON file a finished part, until the manifest is there

@@ -28,9 +28,7 @@ from mhc_model.errors import ConfigError, DataError
 from mhc_model.files import locked_directory
 from mhc_model.settings import differences
 from mhc_model.tokenizer import Tokenizer
-from train.data.corpus import choose_tokenizer
-from train.data.documents import is_held_out
-from train.data.shards import (
+from train.data import (
     BEGUN,
     BYTE_TABLE,
     FORMAT,
@@ -38,6 +36,8 @@ from train.data.shards import (
     TOKENIZER,
     Manifest,
     byte_table,
+    choose_tokenizer,
+    is_held_out,
     open_directory,
     tokenizer_sha256,
 )

@@ -12,7 +12,7 @@ import pyarrow
 import pyarrow.parquet
 
 from mhc_model.errors import DataError
-from train.data.documents import file_kind, read_documents, row_text
+from train.data import file_kind, read_documents, row_text
 from train.prepare.config import PrepareConfig
 
 # A .gz file holds about so many times its size of text; only small ones share a part.
