@@ -13,7 +13,7 @@ Each of these imports only what stands before it:
     estimate.py  what a run will take, before it is started
     worker.py    the loop in a process of Ray Train
     launch.py    the driver: checks, starts Ray and the workers
-    prepare/     a corpus -> shards, beforehand: a command of its own, on config.py and data/
+    prepare/     a corpus -> shards, beforehand: a command of its own, on data/
 
 `python -m train` reads its configuration before it imports anything else of these.
 """

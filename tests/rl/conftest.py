@@ -16,7 +16,7 @@ from mhc_model.settings import RaySettings
 from mhc_model.tokenizer import Tokenizer
 
 # Modules whose tests run over both engines.
-BOTH_ENGINES = {"test_pool", "test_rl_run"}
+BOTH_ENGINES = {"test_pool", "test_tuning_run"}
 
 # Before any test module imports Ray, which reads the authentication mode then.
 RaySettings().init_arguments()

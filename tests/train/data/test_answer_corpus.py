@@ -24,7 +24,7 @@ from train.launch import with_start, with_vocabulary
 from train.loop import ProcessGroup, Trainer
 from train.records import RunDirectory
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = Path(__file__).parents[3] / "configs"
 PROBLEMS = [
     Problem("0", "How many?", "Two.\n#### 2"),
     Problem("1", "And now?", "One and one: <<1+1=2>>2.\n#### 2"),

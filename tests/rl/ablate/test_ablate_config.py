@@ -11,7 +11,7 @@ from mhc_model.settings import load_settings, validate_settings
 from rl.ablate import METHODS, AblateConfig, parse_arm
 from rl.steerable import SteerableConfig
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = Path(__file__).parents[3] / "configs"
 VALUES = {"name": "t", "checkpoint": "none"}
 FEW = {"iterations": 1, "rollouts": 16, "envs": 16, "ppo": {"minibatch": 16}}
 FEW |= {"against": ["learned"]}

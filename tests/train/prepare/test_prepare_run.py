@@ -34,7 +34,7 @@ from train.data import ShardedTokens, is_held_out
 from train.prepare import Job, Part, PrepareConfig, one_after_another, open_source, prepare
 from train.prepare.__main__ import main
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 TEXTS = [f"Text {i}: größer, Ж, 漢字 \N{SLOTH}, {i * i} words. " * (i % 9 + 1) for i in range(300)]
 
 

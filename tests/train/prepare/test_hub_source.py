@@ -23,7 +23,7 @@ from train.data import ShardedTokens
 from train.prepare import PrepareConfig
 from train.prepare.config import FINEWEB_EDU
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 FIRST, SECOND = "1" * 40, "2" * 40
 TEXTS = [f"Page {i}: größer, Ж, 漢字, {i * i} words. " * 20 for i in range(80)]
 README = """---

@@ -25,7 +25,7 @@ from train.loop import ProcessGroup, Trainer
 from train.prepare import PrepareConfig, prepare
 from train.records import RunDirectory
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = Path(__file__).parents[3] / "configs"
 DOCUMENTS = [
     f"Document {i}: größer, Ж, 漢字 \N{SLOTH}, {i * i} words." * (i % 7 + 1) for i in range(600)
 ]
