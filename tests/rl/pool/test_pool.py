@@ -9,27 +9,13 @@ import threading
 import time
 
 import pytest
-import ray
-import torch
+from pool_requests import make_requests
 
 from mhc_model import CheckpointError, Engine, EngineError, GateError, Request, SamplingParams
-from mhc_model.checkpoint import checkpoint_hash
 from rl.config import PoolSettings
-from rl.pool import ReplicaPool, ReplicaSet, Ticket, pack_checkpoint
+from rl.pool import ReplicaPool
 
 pytestmark = pytest.mark.ray
-
-
-def make_requests(count: int, max_tokens: int = 60) -> list[Request]:
-    generator = torch.Generator().manual_seed(0)
-    return [
-        Request(
-            torch.randint(0, 250, (5 + i % 7,), generator=generator).tolist(),
-            gates=torch.rand(4, generator=generator),
-            sampling=SamplingParams(max_tokens=max_tokens),
-        )
-        for i in range(count)
-    ]
 
 
 @pytest.fixture(scope="module")
@@ -235,27 +221,6 @@ def test_a_pool_grows_by_the_samples_that_wait(ray_cluster, checkpoint):
         assert pool.counters.grown == 3, "16 samples in batches of 4"
     finally:
         pool.close()
-
-
-def test_what_is_withdrawn_before_it_was_sent_is_not_run(ray_cluster, checkpoint):
-    settings = PoolSettings(cpus_per_replica=0.5)
-    packed = ray.put(pack_checkpoint(checkpoint))
-    replicas = ReplicaSet(packed, checkpoint_hash(checkpoint), lambda: settings)
-    unsent, sent = (Ticket(name, 0, make_requests(1)[0]) for name in ("unsent", "sent"))
-    try:
-        while not replicas.is_quiet:
-            replicas.poll(0.05)
-        assert replicas.take(unsent)
-        replicas.drop("unsent")
-        assert replicas.is_quiet
-        assert replicas.take(sent)
-        replicas.poll(0.0)
-        replicas.drop("sent")
-        assert not replicas.is_quiet, "the replica is still to be told"
-        while not replicas.is_quiet:
-            assert not replicas.poll(0.05).finished
-    finally:
-        replicas.close()
 
 
 def test_bad_requests_are_refused_and_the_pool_goes_on(pool):

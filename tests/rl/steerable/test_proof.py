@@ -8,27 +8,20 @@ import tempfile
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 
-from evals.tasks.gsm8k_pure import load_problems
 from mhc_model import ConfigError
-from mhc_model.settings import load_settings, validate_settings
+from mhc_model.settings import load_settings
 from rl.ablate.__main__ import main as ablate_main
 from rl.steerable import (
     SteerableConfig,
     Variant,
     all_problems,
-    expressible,
-    kind_of,
-    right_gates,
-    with_digit,
 )
 from rl.steerable.__main__ import main
 from rl.steerable.proof import _write_problems
 
 pytestmark = pytest.mark.ray
-
 SHIPPED = Path("configs/steerable.yaml")
 
 
@@ -159,53 +152,6 @@ def test_another_ablation_of_the_same_name_is_refused(proof, capsys):
     assert "iterations: 6 -> 7" in capsys.readouterr().err
     assert ablate_main(["--config", saved, "--data", held_out]) == 2
     assert "held-out questions are also training questions" in capsys.readouterr().err
-
-
-def test_problems_differ_and_say_what_is_wanted():
-    problems = all_problems(0)
-    assert len({problem.question for problem in problems}) == len(problems) == 4800
-    assert [p.id for p in all_problems(1)] == [p.id for p in problems]
-    assert all_problems(1)[0].question != problems[0].question
-    kinds = [kind_of(problem) for problem in problems]
-    assert kinds.count("red") == kinds.count("blue") == 2400
-    first = with_digit(problems[0], (1, 0, 1))
-    assert first.answer == f"{problems[0].answer}5"
-    gates = right_gates((1, 0, 1), (0, 1, 3), torch.full((6,), 0.2))
-    torch.testing.assert_close(gates, torch.tensor([0.9, 0.1, 0.2, 0.9, 0.2, 0.2]))
-
-
-def test_which_actions_can_express_what():
-    keys = (0, 1, 2)  # attention and mlp of layer 0, attention of layer 1
-    cases = {
-        (1, 1, 1): {"global", "per_layer", "per_sublayer"},
-        (1, 1, 0): {"per_layer", "per_sublayer"},
-        (1, 0, 1): {"per_sublayer"},
-    }
-    for bits, able in cases.items():
-        for space in ("global", "per_layer", "per_sublayer"):
-            wanted = {"red": bits, "blue": (0, 0, 0)}
-            assert expressible(space, wanted, keys) == (space in able), (bits, space)
-
-
-def test_what_no_action_can_express_is_refused():
-    values = load_settings(SteerableConfig, SHIPPED).model_dump(mode="json")
-    values["variants"]["by_sublayer"]["spaces"] = ["per_layer"]
-    with pytest.raises(ConfigError, match=r"by_sublayer\.spaces has per_layer"):
-        validate_settings(SteerableConfig, values, "test")
-    values["variants"]["by_sublayer"] = {"red": [1], "blue": [0], "spaces": ["global"]}
-    with pytest.raises(ConfigError, match="must be 3 bits"):
-        validate_settings(SteerableConfig, values, "test")
-
-
-def test_the_model_reads_the_problems_as_they_are_asked(tmp_path):
-    """Files of a variant are problems of the task that evaluation and RL share."""
-    rows = [with_digit(problem, (0, 1, 1)) for problem in all_problems(0)[:3]]
-    path = tmp_path / "test.jsonl"
-    lines = (json.dumps({"question": p.question, "answer": p.answer}) + "\n" for p in rows)
-    path.write_text("".join(lines))
-    loaded = load_problems(str(tmp_path), "test")
-    assert [problem.id for problem in loaded] == ["test-00000", "test-00001", "test-00002"]
-    assert [problem.answer for problem in loaded] == [row.answer for row in rows]
 
 
 def test_a_variant_keeps_what_it_wants(checkpoint, tmp_path):

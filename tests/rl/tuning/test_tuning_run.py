@@ -17,50 +17,28 @@ from fastapi.testclient import TestClient
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.rl_module import RLModule
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny_run import arguments_for
 
 from evals.gate_choice import GateChoice
 from evals.tasks.gsm8k import prompt_tokens
 from evals.tasks.gsm8k_pure import load_problems
-from mhc_model import ConfigError, DataError, Engine, save_checkpoint
+from mhc_model import ConfigError, DataError, Engine
 from mhc_model.config import PolicyConfig
 from mhc_model.files import read_lines
 from mhc_model.gates import gate_names
 from mhc_model.policy import GatePolicy, expand_actions, observe_prompts
 from rl.__main__ import main
-from rl.config import PoolSettings, RLConfig
-from rl.directory import locked_run
-from rl.ppo import GateBeta, sample_timeout_s
-from rl.tuning import run_tuning
+from rl.config import RLConfig
+from rl.ppo import GateBeta
 from rl.tuning.run import is_complete, kept_rows, prepare_directory, saved_states
-from rl.tuning.sweep import summarize
 from serve.app import create_app
 from serve.service import CompletionService
 
 pytestmark = pytest.mark.ray
-
 IDLE = ("learner_idle", "pool_utilisation")
 BOARD = {f"rl/{name}" for name in ("reward", "entropy", "kl", "explained_variance", *IDLE)}
 BOARD |= {"rl/rollouts_per_second", "rl/pool_idle", "replica_utilisation/replica-0"}
 BOARD |= {f"gate_{what}/{gate}" for what in ("mean", "std") for gate in gate_names(2)}
-
-
-def arguments_for(checkpoint: Path, storage: Path, ray_directory: str, engine: str) -> list[str]:
-    return [
-        *("--pool.engine", engine),
-        *("--config", "configs/demo_rl.yaml", "--name", "tiny", "--storage", str(storage)),
-        *("--checkpoint", str(checkpoint), "--envs", "8", "--rollouts", "16"),
-        *("--ppo.minibatch", "8", "--max-tokens", "40", "--sweep-problems", "8"),
-        *("--problems", "20", "--checkpoint-every", "1", "--pool.replicas", "1"),
-        # No KL is this small, so its weight changes at once: it is state that resuming must keep.
-        *("--ppo.kl-target", "1e-6", "--ray.temp-dir", ray_directory),
-        # Asynchronous: a saved state then has rollouts under way, which resuming must make again.
-        *("--asynchronous", "--observation", "mean_hidden_state", "--observation-layer", "1"),
-    ]
-
-
-@pytest.fixture
-def arguments(checkpoint, tmp_path, short_directory, engine_kind) -> list[str]:
-    return arguments_for(checkpoint, tmp_path, short_directory, engine_kind)
 
 
 @pytest.fixture(scope="module")
@@ -179,19 +157,6 @@ def test_the_exported_policy_needs_no_ray(survivor):
     assert gates == pytest.approx(expected[0].tolist(), abs=1e-6)
 
 
-def test_two_drivers_do_not_write_to_one_run(checkpoint, tmp_path):
-    config = RLConfig(
-        name="t", storage=str(tmp_path), checkpoint=str(checkpoint), problems=4, max_tokens=16
-    )
-    with (
-        locked_run(tmp_path / "t"),
-        pytest.raises(ConfigError, match="another process is writing to"),
-    ):
-        run_tuning(config, {})
-    with locked_run(tmp_path / "t"):
-        pass  # whoever leaves gives it back
-
-
 def test_other_weights_or_problems_are_refused_and_change_nothing(tmp_path):
     config = RLConfig(name="t", checkpoint="first")
     policy = PolicyConfig(
@@ -227,12 +192,6 @@ def test_metrics_of_a_resumed_run_are_those_of_its_iterations(tmp_path):
         kept_rows(path, 2)
 
 
-def test_the_bound_over_given_gates_leaves_the_policy_out():
-    summary = summarize({"learned": [1.0, 0.0, 0.0], "g=0": [0.0, 1.0, 0.0], "policy": [1.0] * 3})
-    assert summary["best gate for each problem"]["accuracy"] == pytest.approx(2 / 3)
-    assert summary["policy"]["accuracy"] == 1.0
-
-
 def test_a_run_without_its_summary_is_not_complete(tmp_path):
     config = RLConfig(name="t", checkpoint="none", iterations=2)
     state = {"iteration": 2, "position": 32}
@@ -242,11 +201,6 @@ def test_a_run_without_its_summary_is_not_complete(tmp_path):
     (tmp_path / "summary.json").write_text('{"rollouts": 32}')
     assert is_complete(tmp_path, config, state)
     assert not is_complete(tmp_path, config, {"iteration": 1, "position": 32})
-
-
-def test_rllib_waits_longer_than_a_call_that_fails_every_time():
-    pool = PoolSettings(max_attempts=3, deadline_s=20.0, start_deadline_s=5.0)
-    assert sample_timeout_s(pool) >= 3 * (20.0 + 5.0)
 
 
 def wait_for_replica(run: subprocess.Popen, rollouts: Path, count: int) -> psutil.Process:
@@ -293,27 +247,3 @@ def board_names(directory: Path) -> set[str]:
 
 def rows(path: Path) -> list[dict]:
     return [json.loads(line) for line in read_lines(path)]
-
-
-def test_a_plain_model_is_refused(arguments, tmp_path, tiny_model, tokenizer, capsys):
-    save_checkpoint(
-        tmp_path / "plain",
-        tiny_model(plain=True, vocab_size=tokenizer.vocab_size),
-        tokenizer,
-    )
-    assert main([*arguments, "--checkpoint", str(tmp_path / "plain")]) == 2
-    assert "plain model (mhc: null): it has no gates" in capsys.readouterr().err
-
-
-def test_what_is_refused_leaves_no_directory(arguments, tmp_path, capsys):
-    assert main([*arguments, "--max-tokens", "120"]) == 2
-    message = capsys.readouterr().err
-    assert "max_tokens 120 exceeds the model's context of 128" in message
-    assert main([*arguments, "--data", str(tmp_path / "nothing.jsonl")]) == 2
-    assert "nothing.jsonl" in capsys.readouterr().err
-    assert not (tmp_path / "tiny").exists(), "the corrected command is not another run"
-
-
-def test_impossible_sizes_are_refused(arguments):
-    with pytest.raises((ConfigError, SystemExit)):
-        main([*arguments, "--rollouts", "17"])

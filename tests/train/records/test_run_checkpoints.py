@@ -1,17 +1,13 @@
-"""Which checkpoints stay, and what a run says of itself beside the loss."""
+"""Which checkpoints stay and which is the best; those that were cut off, altered or lost."""
 
+import errno
 import json
-import math
 from pathlib import Path
 
 import pytest
-import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from mhc_model import ConfigError, Engine, Request, SamplingParams
-from train.config import SamplesConfig
-from train.loop import check_samples, peak_memory, peak_tflops, write_samples
-from train.records import Best, Progress, read_rows
+from mhc_model import CheckpointError
+from train.records import Best, RunDirectory, find_resume, step_name
 
 
 def with_bits(trainer, bits: dict[int, float]):
@@ -62,90 +58,50 @@ def test_a_resumed_run_knows_the_best_so_far(make_config, make_trainer, persist_
     assert json.loads((Path(resumed.run.path) / "best.json").read_text())["step"] == 12
 
 
-def test_samples_are_what_the_engine_writes(make_config, make_trainer, persist_in, capsys):
-    prompts = ["Question: Tom has", "7"]
-    config = make_config(
-        steps=2, eval_every=2, samples={"prompts": prompts, "max_tokens": 5}, log_every=1
-    )
-    trainer = make_trainer(config)
-    trainer.fit(persist_in(trainer.run))
-    samples = read_rows(trainer.run)[-1]["samples"]
-    assert [sample["prompt"] for sample in samples] == prompts
-    tokenizer = trainer.corpus.tokenizer
-    engine = Engine(trainer.decoder, tokenizer)
-    asked = [Request(tokenizer.encode(p, bos=True), sampling=SamplingParams(5)) for p in prompts]
-    assert [s["text"] for s in samples] == [c.text for c in engine.generate(asked)]
-    output = capsys.readouterr().out
-    assert f"step 2/2 | {prompts[0]!r} -> {samples[0]['text']!r}" in output
-    board = EventAccumulator(f"{trainer.run.path}/tensorboard").Reload()
-    text = board.Tensors("samples/0/text_summary")[-1].tensor_proto.string_val[0].decode()
-    assert text == prompts[0] + samples[0]["text"]
-    assert "samples" not in read_rows(trainer.run)[0]
-
-
-def test_samples_change_no_weight_and_no_mode(make_config, make_trainer):
-    trainer = make_trainer(make_config())
-    trainer.train_step()
-    before = {name: value.clone() for name, value in trainer.decoder.state_dict().items()}
-    trainer.decoder.train()
-    config = SamplesConfig(prompts=("1",), max_tokens=8)
-    write_samples(trainer.decoder, trainer.corpus.tokenizer, config)
-    assert trainer.decoder.training
-    assert all(value.equal(before[name]) for name, value in trainer.decoder.state_dict().items())
-    trainer.train_step()  # gradients still flow
-
-
-def test_prompts_that_do_not_fit_are_refused_before_training(tiny_corpus):
-    with pytest.raises(ConfigError, match=r"'Question: .*' of \d+ tokens; .* context of 32"):
-        check_samples(
-            SamplesConfig(prompts=("Question: " * 20,)), tiny_corpus.tokenizer, context=32
-        )
-
-
-def test_mfu_is_the_share_of_the_peak(make_config, make_trainer):
-    trainer = make_trainer(make_config(peak_tflops=2.0))
-    flops = trainer.decoder.estimate_flops()
-    at_peak = trainer._tokens_per_second_at_peak()
-    assert at_peak == pytest.approx(2e12 / flops)
-    progress = Progress(1, 10, tokens_per_step=100, tokens_per_second_at_peak=400.0)
-    assert "mfu" not in progress.timing(1, 9.0)
-    timing = [progress.timing(step, 1.0) for step in range(2, 6)][-1]
-    assert timing["mfu"] == pytest.approx(0.25)
-    row = {"step": 5, "loss": 1.0, "lr_multiplier": 1.0, "grad_norm": 1.0, "peak_memory_gib": 1.5}
-    assert "| mem 1.50 GiB | MFU 25.0% | 100 tok/s |" in progress.step_line(row | timing)
-    assert make_trainer(make_config())._tokens_per_second_at_peak() is None
-
-
-def test_flops_are_of_the_sequences_that_are_trained(make_config, make_trainer):
-    decoder = make_trainer(make_config()).decoder
-    whole, half = decoder.estimate_flops(), decoder.estimate_flops(context=16)
-    assert whole == decoder.estimate_flops(32)
-    assert whole - half == 12 * 2 * 16 * 16  # layers, width, tokens fewer
-
-
 @pytest.mark.parametrize(
-    ("name", "tflops"),
-    [
-        ("NVIDIA H100 80GB HBM3", 989.4),
-        ("NVIDIA H100 PCIe", 756.0),
-        ("NVIDIA H200", 989.4),
-        ("NVIDIA A100-SXM4-80GB", 312.0),
-        ("NVIDIA GH200 480GB", 989.4),
-        ("NVIDIA H200 NVL", 835.0),
-        ("NVIDIA L40S", 362.0),
-        ("NVIDIA L40", 181.0),
-        ("NVIDIA L4", 121.0),
-        ("NVIDIA L20", None),
-        ("Another", None),
-    ],
+    "file", ["model/model.safetensors", "trainer/state.safetensors", "trainer/state.json"]
 )
-def test_known_devices(name, tflops):
-    assert peak_tflops(name, "bfloat16") == tflops
-    assert peak_tflops(name, "float32") is None
+@pytest.mark.parametrize("damage", ["truncated", "altered", "missing"])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(finished_copy, file, damage, capsys):
+    run = RunDirectory(finished_copy.storage, finished_copy.name)
+    path = Path(run.path, "step-000016", file)
+    content = path.read_bytes()
+    if damage == "truncated":
+        path.write_bytes(content[: len(content) // 2])
+    elif damage == "altered":
+        path.write_bytes(content[:-40] + content[-40:].replace(content[-20:-19], b"!"))
+    else:
+        path.unlink()
+    found = find_resume(run)
+    assert found.step == 12
+    assert "step-000016 is damaged" in capsys.readouterr().out
 
 
-def test_peak_memory_grows_with_what_is_held():
-    before = peak_memory(torch.device("cpu"))
-    held = torch.ones(before // 4 + 50_000_000)
-    assert peak_memory(torch.device("cpu")) >= before + 150_000_000
-    assert math.isfinite(float(held[0]))
+def test_a_run_without_a_whole_checkpoint_is_not_begun_again(finished_copy, make_trainer):
+    run = RunDirectory(finished_copy.storage, finished_copy.name)
+    for step in (12, 16):
+        (Path(run.path) / step_name(step) / "trainer" / "state.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"none of the 2 checkpoints in .*another name"):
+        make_trainer(finished_copy).resume()
+    assert run.steps() == [12, 16]
+    run.delete_step(16)
+    with pytest.raises(CheckpointError, match="none of the 1"):  # steps after 12 were done
+        find_resume(run)
+    rows = run.read_text("metrics.jsonl").splitlines(keepends=True)
+    run.write_text("metrics.jsonl", "".join(rows[:12]))
+    assert find_resume(run) is None  # cut off in its first save
+
+
+@pytest.mark.parametrize("file", ["trainer/state.json", "model/manifest.json"])
+def test_a_checkpoint_that_cannot_be_read_now_is_not_damaged(finished_copy, monkeypatch, file):
+    run = RunDirectory(finished_copy.storage, finished_copy.name)
+    original, path = Path.open, Path(run.path) / "step-000016" / file
+
+    def open_or_fail(self, *arguments, **options):
+        if self == path:
+            raise OSError(errno.EIO, "Input/output error")
+        return original(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", open_or_fail)
+    with pytest.raises(CheckpointError, match=r"step-000016 in .* cannot be read now.*try again"):
+        find_resume(run)
