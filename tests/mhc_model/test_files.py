@@ -23,7 +23,7 @@ def test_a_directory_has_one_owner_and_no_file_of_it(tmp_path):
     directory = tmp_path / "new" / "run"
     with (
         locked_directory(directory, "taken: the first"),
-        pytest.raises(ConfigError, match="^taken: the second$"),
+        pytest.raises(ConfigError, match=r"^taken: the second$"),
         locked_directory(directory, "taken: the second"),
     ):
         raise AssertionError("two are in it")

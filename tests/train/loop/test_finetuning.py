@@ -173,7 +173,7 @@ def test_gradient_checkpointing_changes_memory_only(
     calls = []
     original = torch_checkpoint.checkpoint
     monkeypatch.setattr(
-        "mhc_model.decoder.checkpoint",
+        "mhc_model.decoder.decoder.checkpoint",
         lambda *arguments, **options: calls.append(1) or original(*arguments, **options),
     )
     tokens = torch.randint(290, (2, 20), generator=torch.Generator().manual_seed(0))
