@@ -25,6 +25,7 @@ from evals.statistics import (
     mcnemar_exact,
     minimal_detectable_effect,
     paired_bootstrap,
+    paired_permutation,
 )
 from mhc_model.errors import ConfigError
 from mhc_model.settings import Settings, parse_command_line, reports_errors
@@ -61,10 +62,11 @@ class Test:
         task, metric: what was scored.
         first, second: labels of the runs.
         difference: second minus first, with its bootstrap interval.
-        mcnemar: the exact test of an accuracy; None for bits per byte.
-        holm_p: its p-value, corrected for all tests of the comparison.
-        detectable: smallest difference that the test finds with probability 0.8 at these
-            discordant problems; None where there are none, and for bits per byte.
+        mcnemar: the exact test of an accuracy; None for others.
+        holm_p: the p-value, corrected for all tests of the comparison.
+        detectable: smallest difference that McNemar's test finds with probability 0.8 at these
+            discordant problems; None where there are none, and without that test.
+        permutation_p: p-value of a difference of means; None for accuracies and bits per byte.
     """
 
     task: str
@@ -75,6 +77,12 @@ class Test:
     mcnemar: McNemar | None = None
     holm_p: float | None = None
     detectable: float | None = None
+    permutation_p: float | None = None
+
+    @property
+    def p_value(self) -> float | None:
+        """Before correction; None for bits per byte, which have an interval only."""
+        return self.permutation_p if self.mcnemar is None else self.mcnemar.p_value
 
 
 @dataclass(frozen=True)
@@ -110,7 +118,8 @@ class Comparison:
 
 LEGEND = (
     "Difference: second minus first, paired bootstrap. Won, lost: problems that only the second, "
-    "only the first run solved. p: McNemar, exact; Holm: corrected for all tests above. "
+    "only the first run solved. p: McNemar, exact, for accuracies; for other means a paired "
+    "permutation test. Holm: corrected for all tests of the table. "
     "Detectable: the smallest difference found with probability 0.8 at this number of discordant "
     "problems."
 )
@@ -202,6 +211,14 @@ def accuracy_test(
     return Test(task, metric, *names, difference, paired, paired.p_value, detectable)
 
 
+def mean_test(
+    task: str, metric: str, names: tuple[str, str], values: tuple[Sequence[float], Sequence[float]]
+) -> Test:
+    """As `accuracy_test`, of values that are no yes or no: tokens, rewards."""
+    difference = paired_bootstrap(*values)
+    return Test(task, metric, *names, difference, permutation_p=paired_permutation(*values))
+
+
 def _accuracy_tests(
     task: str,
     metric: str,
@@ -254,8 +271,8 @@ def _text_tests(
 
 def corrected(tests: list[Test]) -> list[Test]:
     """The tests with Holm's p-values, corrected for all of them together."""
-    positions = [i for i, test in enumerate(tests) if test.mcnemar is not None]
-    p_values = [test.mcnemar.p_value for test in tests if test.mcnemar is not None]
+    positions = [i for i, test in enumerate(tests) if test.p_value is not None]
+    p_values = [test.p_value for test in tests if test.p_value is not None]
     adjusted = dict(zip(positions, holm(p_values), strict=True))
     return [
         Test(**{**vars(test), "holm_p": adjusted.get(index)}) for index, test in enumerate(tests)
@@ -267,7 +284,9 @@ def _test_row(test: Test) -> list[str]:
     pair = f"{test.second} - {test.first}"
     if test.mcnemar is None:
         difference = f"{test.difference.value:+.4f} [{low:+.4f}, {high:+.4f}]"
-        return [test.metric, pair, difference, "", "", "", ""]
+        metric = test.metric if test.p_value is None else f"{test.task} {test.metric}"
+        found = [test.p_value, test.holm_p]
+        return [metric, pair, difference, "", *("" if p is None else f"{p:.3g}" for p in found), ""]
     points = [100 * value for value in (test.difference.value, low, high)]
     detectable = "" if test.detectable is None else f"{100 * test.detectable:.1f}"
     return [

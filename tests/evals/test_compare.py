@@ -6,9 +6,17 @@ import json
 
 import pytest
 
-from evals.compare import compare
+from evals.compare import Test as PairedTest
+from evals.compare import compare, corrected, mean_test
 from evals.compare import main as compare_main
-from evals.statistics import holm, mcnemar_exact, minimal_detectable_effect
+from evals.compare import tests_rows as rows_of
+from evals.statistics import (
+    holm,
+    mcnemar_exact,
+    minimal_detectable_effect,
+    paired_bootstrap,
+    paired_permutation,
+)
 from mhc_model.errors import ConfigError
 
 FIRST, SECOND = [True] * 5 + [False] * 3, [False] * 4 + [True] * 3 + [False]
@@ -106,3 +114,18 @@ def test_command(outs, tmp_path, capsys):
     assert "1 labels for 3 results" in capsys.readouterr().err
     assert compare_main([str(tmp_path)]) == 2
     assert "cannot be read" in capsys.readouterr().err
+
+
+def test_means_have_a_p_value_and_are_corrected_together():
+    first, second = [4.0, 4.0, 40.0, 36.0] * 10, [4.0, 20.0, 44.0, 60.0] * 10
+    other = mean_test("held-out", "tokens", ("a", "c"), (first, first[::-1]))
+    own = mean_test("held-out", "tokens", ("a", "b"), (first, second))
+    assert own.difference == paired_bootstrap(first, second)
+    assert own.p_value == paired_permutation(first, second) < 0.001
+    bits = PairedTest("bpb", "bits per byte", "a", "b", own.difference)
+    done = corrected([own, bits, other])
+    assert [test.holm_p for test in done] == [2 * own.p_value, None, other.p_value]
+    rows = rows_of(done)[1]
+    assert rows[0][:2] == ["held-out tokens", "b - a"]
+    assert rows[0][4:6] == [f"{own.p_value:.3g}", f"{2 * own.p_value:.3g}"]
+    assert rows[1][4:6] == ["", ""]
