@@ -64,7 +64,7 @@ def test_a_hundred_facts_in_generated_texts():
 
 @pytest.fixture(scope="module")
 def shared_data() -> Path:
-    default = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"
+    default = Path(__file__).resolve().parents[3] / ".." / "shared" / "data"
     directory = Path(os.environ.get("MHC_SHARED_DATA", default)).resolve()
     if not (directory / "text" / "books").is_dir():
         pytest.skip("no shared data: set MHC_SHARED_DATA to a directory with text/books/")

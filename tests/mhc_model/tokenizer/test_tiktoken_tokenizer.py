@@ -36,7 +36,7 @@ def trained() -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def gpt2_file() -> Path:
-    default = Path(__file__).parents[3] / "shared" / "data"
+    default = Path(__file__).parents[4] / "shared" / "data"
     path = Path(os.environ.get("MHC_SHARED_DATA", default)) / "gpt2-bpe" / "gpt2.tiktoken"
     if not path.exists():
         pytest.skip(f"GPT-2's vocabulary is not at {path}; set MHC_SHARED_DATA")
