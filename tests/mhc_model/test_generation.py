@@ -1,28 +1,21 @@
+"""Text from text: in one call, and side by side."""
+
+from __future__ import annotations
+
+import re
+
 import pytest
-import torch
 
-from mhc_model import Decoder, Engine, Request, SamplingParams, generate, save_checkpoint
+from mhc_model import Engine, Request, SamplingParams, generate
 from mhc_model.__main__ import main
-from mhc_model.decoder import describe
 from mhc_model.errors import EngineError, GateError
-from mhc_model.tokenizer import Tokenizer
-
-TOKENIZER = Tokenizer.train(["Question: Tom has 12 apples.\nAnswer: 19\n"], vocab_size=270)
+from mhc_model.generation import PROMPT, columns
 
 
-@pytest.fixture(scope="module")
-def checkpoints(tiny_model, tmp_path_factory):
-    root = tmp_path_factory.mktemp("generate")
-    for name, plain in (("plain", True), ("mhc", False)):
-        model = tiny_model(plain=plain, vocab_size=TOKENIZER.vocab_size)
-        save_checkpoint(root / name, model, TOKENIZER)
-    return root
-
-
-def test_it_is_the_engine(checkpoints):
+def test_it_is_the_engine(checkpoints, small_tokenizer):
     engine = Engine.from_checkpoint(checkpoints / "mhc", device="cpu")
     prompts = ["Question: Tom", "12"]
-    rows = TOKENIZER.encode_batch(prompts, bos=True)
+    rows = small_tokenizer.encode_batch(prompts, bos=True)
     sampling = SamplingParams(max_tokens=7, temperature=1.0, seed=3)
     requests = [Request(row, gates=0.3, sampling=sampling) for row in rows]
     expected = [completion.text for completion in engine.generate(requests)]
@@ -41,58 +34,27 @@ def test_what_is_refused(checkpoints, tiny_model):
         generate(Engine(tiny_model()), "a", max_tokens=2)
 
 
-# validate-model
+# The command
 
 
-def run(path, capsys):
-    status = main(["validate-model", "--checkpoint", str(path)])
-    return status, capsys.readouterr()
+def test_generate_puts_answers_beside_each_other(checkpoints, capsys):
+    paths = [str(checkpoints / name) for name in ("plain", "mhc")]
+    line = ["generate", *paths, "--gates", "0", "1", "--max-tokens", "6", "--width", "200"]
+    assert main([*line, "--device", "cpu"]) == 0
+    printed = capsys.readouterr().out
+    rule = next(line for line in printed.splitlines() if line.startswith("---"))
+    assert len(rule.split(" | ")) == 3
+    shown = re.findall(r"log-probability (-[0-9.]+)", printed)
+    engine = Engine.from_checkpoint(paths[1], device="cpu")
+    prompt = engine.tokenizer.encode(PROMPT, bos=True)
+    sampling = SamplingParams(max_tokens=6, logprobs=True)
+    for gates in (0, 1):
+        (answer,) = engine.generate([Request(prompt, gates, sampling)])
+        assert any(abs(float(one) - sum(answer.logprobs)) < 1e-3 for one in shown)
 
 
-@pytest.mark.parametrize("name", ["plain", "mhc"])
-def test_a_whole_model_passes(checkpoints, name, capsys):
-    status, printed = run(checkpoints / name, capsys)
-    assert status == 0
-    assert "FAILED" not in printed.out
-    assert printed.out.count("ok    ") == (6 if name == "plain" else 7)
-
-
-def test_weights_that_are_not_finite(tiny_model, tmp_path, capsys):
-    model = tiny_model(vocab_size=TOKENIZER.vocab_size)
-    with torch.no_grad():
-        model.layers[1].mlp.up_proj.weight[0, 0] = float("nan")
-    save_checkpoint(tmp_path / "bad", model, TOKENIZER)
-    status, printed = run(tmp_path / "bad", capsys)
-    assert status == 1
-    assert "FAILED weights" in printed.out
-    assert "layers.1.mlp.up_proj.weight" in printed.out
-    assert "FAILED forward" in printed.out
-
-
-def test_a_matrix_that_is_not_doubly_stochastic(tiny_model, tmp_path, capsys):
-    """The plan's: tau 0.05 and 20 iterations, once the logits have moved."""
-    mhc = {"projection": "iterations", "sinkhorn_iters": 2, "tau": 0.05}
-    save_checkpoint(tmp_path / "plan", tiny_model(mhc=mhc))
-    status, printed = run(tmp_path / "plan", capsys)
-    assert status == 1
-    assert "FAILED H_res" in printed.out
-    assert "none: token ids only" in printed.out
-
-
-def test_a_damaged_file(checkpoints, tiny_model, tmp_path, capsys):
-    save_checkpoint(tmp_path / "cut", tiny_model())
-    weights = tmp_path / "cut" / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-8])
-    status, printed = run(tmp_path / "cut", capsys)
-    assert status == 2
-    assert "model.safetensors" in printed.err
-
-
-def test_the_size_without_the_model(tiny_model):
-    model, plain = tiny_model(), tiny_model(plain=True)
-    streams = model.count_parameters() - plain.count_parameters()
-    assert describe(Decoder, model.config) == (
-        f"{model.count_parameters():,} parameters ({streams:,} of them for the streams), "
-        f"{model.estimate_flops():,} FLOPs per token"
-    )
-    assert "streams" not in describe(Decoder, plain.config)
+def test_columns_wrap_and_align():
+    text = columns({"a": "one two three four", "a longer label than a": "5"}, 40)
+    rows = [[cell.strip() for cell in row.split(" | ")] for row in text.splitlines()]
+    assert rows[2] == ["-" * 18, "-" * 18]
+    assert rows[3:] == [["one two three four", "5"]]

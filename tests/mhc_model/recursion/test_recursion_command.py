@@ -81,11 +81,3 @@ def test_errors_are_one_line(recurse, arguments, reason):
     assert status == 2
     assert reason in err
     assert "Traceback" not in err
-
-
-def test_commands_are_listed_and_unknown_ones_refused(capsys):
-    assert main([]) == 2
-    assert main(["--help"]) == 0
-    assert "recurse" in capsys.readouterr().out
-    assert main(["recurs"]) == 2
-    assert "unknown command 'recurs'" in capsys.readouterr().err

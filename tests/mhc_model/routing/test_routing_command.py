@@ -1,29 +1,13 @@
-"""The commands inspect and generate, and the pictures made of characters."""
+"""`python -m mhc_model inspect`: the figures of a checkpoint, in numbers and in characters."""
 
 from __future__ import annotations
-
-import re
 
 import pytest
 import torch
 
 from mhc_model.__main__ import main
-from mhc_model.checkpoint import save_checkpoint
-from mhc_model.engine import Engine, Request, SamplingParams
-from mhc_model.generation import PROMPT, columns
-from mhc_model.routing import bars, heatmap, plot, watch_routing
-from mhc_model.tokenizer import Tokenizer
-
-
-@pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory, tiny_model):
-    """Directories `mhc` and `plain`."""
-    root = tmp_path_factory.mktemp("inspected")
-    tokenizer = Tokenizer.train([PROMPT * 20], 280)
-    for name in ("mhc", "plain"):
-        fields = {"vocab_size": tokenizer.vocab_size, "n_layers": 2, "max_seq_len": 256}
-        save_checkpoint(root / name, tiny_model(plain=name == "plain", **fields), tokenizer)
-    return root
+from mhc_model.engine import Engine
+from mhc_model.routing import watch_routing
 
 
 def test_inspect_shows_what_routing_measures(checkpoints, capsys):
@@ -72,36 +56,3 @@ def test_inspect_says_what_is_wrong(checkpoints, capsys):
     ):
         assert main(["inspect", str(checkpoints / "mhc"), *arguments]) == 2
         assert message in capsys.readouterr().err
-
-
-def test_generate_puts_answers_beside_each_other(checkpoints, capsys):
-    paths = [str(checkpoints / name) for name in ("plain", "mhc")]
-    line = ["generate", *paths, "--gates", "0", "1", "--max-tokens", "6", "--width", "200"]
-    assert main([*line, "--device", "cpu"]) == 0
-    printed = capsys.readouterr().out
-    rule = next(line for line in printed.splitlines() if line.startswith("---"))
-    assert len(rule.split(" | ")) == 3
-    shown = re.findall(r"log-probability (-[0-9.]+)", printed)
-    engine = Engine.from_checkpoint(paths[1], device="cpu")
-    prompt = engine.tokenizer.encode(PROMPT, bos=True)
-    sampling = SamplingParams(max_tokens=6, logprobs=True)
-    for gates in (0, 1):
-        (answer,) = engine.generate([Request(prompt, gates, sampling)])
-        assert any(abs(float(one) - sum(answer.logprobs)) < 1e-3 for one in shown)
-
-
-def test_columns_wrap_and_align():
-    text = columns({"a": "one two three four", "a longer label than a": "5"}, 40)
-    rows = [[cell.strip() for cell in row.split(" | ")] for row in text.splitlines()]
-    assert rows[2] == ["-" * 18, "-" * 18]
-    assert rows[3:] == [["one two three four", "5"]]
-
-
-def test_pictures_of_characters():
-    assert heatmap([[0.0, 1.0], [2.0, 0.1]]) == "|  @@|\n|@@..|"
-    assert heatmap([[1.0]], 0.0, 2.0, ["x"]).startswith("x |")
-    assert bars({"a": 1.0, "bb": 0.5}, width=4) == "a  |####| 1\nbb |##  | 0.5"
-    drawn = plot({"up": [(0, 0), (1, 1)], "down": [(0, 1), (1, 0)]}, width=3, height=3)
-    assert [line[2:] for line in drawn.splitlines()[:3]] == ["|x o", "|   ", "|o x"]
-    assert drawn.endswith("o up   x down")
-    assert plot({"flat": [(0.0, 2.0)]}, 4, 2)  # no span in either direction

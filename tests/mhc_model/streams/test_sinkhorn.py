@@ -21,10 +21,8 @@ def reference(logits: torch.Tensor, iters: int, tau: float = 1.0, exact: bool = 
     scaled = logits.double().numpy() / tau
     p = np.exp(scaled - scaled.max(axis=1, keepdims=True))
     for _ in range(3000 if exact else iters):
-        for i in range(len(p)):
-            p[i] /= p[i].sum()
-        for j in range(len(p)):
-            p[:, j] /= p[:, j].sum()
+        p = p / p.sum(axis=1, keepdims=True)
+        p = p / p.sum(axis=0, keepdims=True)
     return torch.from_numpy(p)
 
 

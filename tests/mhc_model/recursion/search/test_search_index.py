@@ -1,83 +1,23 @@
-"""Passages, terms, and search against what can be worked out by hand."""
+"""Search against what can be worked out by hand."""
 
 from __future__ import annotations
 
-import itertools
 import math
 import random
 import tracemalloc
 
+import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from benchmarks.planted_facts import generated_text
 from mhc_model.errors import SessionError
 from mhc_model.recursion import Embedder, TextIndex
-from mhc_model.recursion.search import LongText, cut, windows
 from mhc_model.recursion.search.index import BM25, K1, B
-from mhc_model.recursion.search.words import query_terms, stem, words
-
-
-@given(
-    st.text(alphabet="ab \n", min_size=1, max_size=300),
-    st.integers(1, 60),
-    st.integers(0, 59),
-)
-def test_windows_cover_the_text_and_overlap(text, size, overlap):
-    overlap = min(overlap, size - 1)
-    spans = list(windows(cut(text, size, overlap), size))
-    assert spans[0][0] == 0
-    assert spans[-1][1] == len(text)
-    assert all(0 < end - start <= size for start, end in spans)
-    for (start, end), (following, _) in itertools.pairwise(spans):
-        assert start < following <= end - overlap
-
-
-def test_every_short_stretch_lies_whole_in_a_window():
-    text = generated_text(2000, seed=1)
-    spans = list(windows(cut(text, 400, 100), 400))
-    for start in range(0, len(text) - 100, 7):
-        assert any(first <= start and start + 100 <= last for first, last in spans)
-
-
-@pytest.mark.parametrize(
-    "group",
-    [
-        "hide hides hiding",
-        "plan planned planning plans",
-        "city cities",
-        "key keys",
-        "employ employed employment employs",
-        "church churches",
-        "captain captain's captains",
-    ],
-)
-def test_inflections_meet(group):
-    assert len({stem(word) for word in group.split()}) == 1
-
-
-@pytest.mark.parametrize("pair", ["bus bu", "string str", "bring br", "wing w"])
-def test_short_words_keep_their_endings(pair):
-    first, second = pair.split()
-    assert stem(first) != second
-
-
-def test_words_of_unspaced_scripts_are_characters():
-    assert [word for word, _ in words("東京タワー at 9")] == [*"東京タワー", "at", "9"]
-    assert words("x" * 1000).__next__() == ("x" * 64, 0)
-
-
-def test_stop_words_count_only_where_there_is_nothing_else():
-    assert list(query_terms("Where is the key?")) == ["key"]
-    assert list(query_terms("Who is he?")) == ["who", "is", "he"]
 
 
 def test_bm25_is_the_formula():
     # Two spans of 3 and 1 words over terms 0 1 0 | 1.
-    import numpy as np
-
     ids = np.array([0, 1, 0, 1], dtype=np.int32)
     places = np.array([0, 2, 4, 6])
     scores = BM25(ids, places, np.array([[0, 6], [6, 8]]), 2).score([0, 1])
@@ -176,23 +116,6 @@ def test_odd_texts_are_indexed_or_refused(text):
             TextIndex(text)
     else:
         assert TextIndex(text).search("x") is not None
-
-
-def test_lines_and_characters():
-    text = LongText("one\ntwo\n\nfour\n")
-    assert text.lines == 4
-    assert text.passage(1, 3, "lines").text == "two\n\n"
-    assert text.passage(3, 99, "lines").text == "four\n"
-    assert text.passage(4, 7).text == "two"
-    for arguments, reason in (
-        ((14, 15), "0 to 13"),
-        ((-1, 3), "0 to 13"),
-        ((3, 3), "after start"),
-        ((0, 1, "words"), "characters"),
-        ((0.0, 1), "whole number"),
-    ):
-        with pytest.raises(SessionError, match=reason):
-            text.passage(*arguments)
 
 
 def test_memory_grows_with_the_passages_and_no_faster():
