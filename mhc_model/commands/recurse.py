@@ -12,18 +12,16 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from mhc_model.engine import Engine
 from mhc_model.errors import ConfigError, DataError
-from mhc_model.recursion.endpoint import EndpointModel
-from mhc_model.recursion.model import EngineModel, LanguageModel, index_for
-from mhc_model.recursion.program import run_program
-from mhc_model.recursion.session import Session
-from mhc_model.recursion.settings import SessionSettings
-from mhc_model.recursion.transcript import Answer
+from mhc_model.recursion import SessionSettings
 from mhc_model.settings import parse_command_line
+
+if TYPE_CHECKING:
+    from mhc_model.recursion import Answer, LanguageModel, Session
 
 KEY_VARIABLE = "MHC_ENDPOINT_KEY"
 
@@ -58,6 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         RecurseSettings, "python -m mhc_model recurse", __doc__ or "", argv
     )
     _check(settings)
+    from mhc_model.recursion import Session, index_for, run_program
+
     text = read_text(settings.text)
     program = None if settings.program is None else read_text(settings.program)
     model = _model(settings)
@@ -90,6 +90,9 @@ def read_text(path: str) -> str:
 
 
 def _model(settings: RecurseSettings) -> LanguageModel:
+    from mhc_model.engine import Engine
+    from mhc_model.recursion import EndpointModel, EngineModel
+
     if settings.endpoint is not None:
         key = os.environ.get(KEY_VARIABLE)
         return EndpointModel(settings.endpoint, settings.model, key, settings.context)

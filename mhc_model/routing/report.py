@@ -1,71 +1,55 @@
-"""`python -m mhc_model inspect`: what a checkpoint's streams, gates and mixing do on a text.
-
-python -m mhc_model inspect runs/mhc
-python -m mhc_model inspect runs/mhc --layer 2 --ascii
-"""
+"""What a checkpoint's streams, gates and mixing do on a text, for a terminal."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
-from pydantic import Field
 from torch import Tensor
-from tyro.conf import Positional
 
-from mhc_model.checkpoint import Checkpoint, load_checkpoint
+from mhc_model.checkpoint import Checkpoint
 from mhc_model.errors import ConfigError
-from mhc_model.gates import expand_gates, gate_names, parse_gates
+from mhc_model.gates import expand_gates, gate_names
 from mhc_model.routing.ascii import bars, heatmap
 from mhc_model.routing.figures import Routing, SublayerRouting, watch_routing
-from mhc_model.settings import Settings, parse_command_line
-
-TEXT = (
-    "Question: Tom has 7 apples and buys 5 more apples. How many apples does Tom have now?\n"
-    "Answer: Tom has 7 + 5 = 12 apples.\n#### 12"
-)
 
 
-class InspectSettings(Settings):
-    """Configuration of `python -m mhc_model inspect`."""
+def inspect_checkpoint(
+    loaded: Checkpoint,
+    text: str,
+    gates: Tensor | list[float] | None,
+    layer: int | None = None,
+    ascii: bool = False,
+) -> Iterator[str]:
+    """What `python -m mhc_model inspect` prints, part by part.
 
-    checkpoint: Positional[str] = Field(description="checkpoint or run directory")
-    layer: int | None = Field(
-        None, ge=0, description="show the matrices of this layer; none shows all in short"
-    )
-    ascii: bool = Field(False, description="draw matrices and figures as shades and bars")
-    text: str = Field(TEXT, description="what the model reads meanwhile")
-    gates: str = Field("learned", description="learned, or 1, L or 2L numbers separated by commas")
-    device: str = Field("cpu", description="cpu, cuda, cuda:0, ...")
+    Args:
+        loaded: the checkpoint.
+        text: what the model reads meanwhile.
+        gates: None (learned), or what `expand_gates` takes.
+        layer: show the matrices of this one; None shows all in short.
+        ascii: draw matrices and figures as shades and bars.
 
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Prints what was asked for."""
-    settings = parse_command_line(
-        InspectSettings,
-        "mhc_model inspect",
-        "Shows what a checkpoint's streams, gates and mixing do on a text.",
-        argv,
-    )
-    loaded = load_checkpoint(settings.checkpoint, settings.device)
-    print(describe(loaded))
+    Raises:
+        GateError: if the gates do not fit.
+        ConfigError: if the text is empty, or there is no such layer.
+    """
+    yield describe(loaded)
     if loaded.model.config.mhc is None:
-        print("plain (mhc: null): one residual stream, no gates, no mixing")
-        return 0
-    routing = observe(loaded, settings.text, parse_gates(settings.gates))
+        yield "plain (mhc: null): one residual stream, no gates, no mixing"
+        return
+    routing = observe(loaded, text, gates)
     names = gate_names(loaded.model.config.n_layers)
-    if settings.layer is None:
-        print("\n" + summary(routing, names, settings.ascii))
-        return 0
-    if settings.layer >= loaded.model.config.n_layers:
+    if layer is None:
+        yield "\n" + summary(routing, names, ascii)
+        return
+    if layer >= loaded.model.config.n_layers:
         raise ConfigError(
-            f"layer is {settings.layer}; this model has layers 0 to "
-            f"{loaded.model.config.n_layers - 1}"
+            f"layer is {layer}; this model has layers 0 to {loaded.model.config.n_layers - 1}"
         )
-    for index in (2 * settings.layer, 2 * settings.layer + 1):
-        print("\n" + sublayer(names[index], routing.sublayers()[index], settings.ascii))
-    return 0
+    for index in (2 * layer, 2 * layer + 1):
+        yield "\n" + sublayer(names[index], routing.sublayers()[index], ascii)
 
 
 def describe(loaded: Checkpoint) -> str:

@@ -8,7 +8,7 @@ import pytest
 from converted_files import PADDED, converted_files
 
 from mhc_model import save_checkpoint
-from mhc_model.generation import PROMPT
+from mhc_model.commands.generate import PROMPT
 from mhc_model.tokenizer import FastTokenizer, Tokenizer
 
 

@@ -15,7 +15,7 @@ from mhc_model.recursion import SessionSettings, TextIndex, index_for
 from mhc_model.recursion.search.words import query_terms
 from mhc_model.tokenizer import Tokenizer
 
-SETTINGS = SessionSettings.model_validate({"budget_tokens": BUDGET_TOKENS, "max_tokens": 16})
+SETTINGS = SessionSettings.model_validate({"budget_tokens": BUDGET_TOKENS, "max_tokens": 4})
 
 
 def test_questions_are_no_copies_of_their_facts():
