@@ -67,7 +67,7 @@ export class Between {
 
   /** @returns {HTMLElement[]} the slider, its ends and the gates that it gives */
   draw() {
-    const strip = element("div");
+    let strip = element("div");
     const text = element("p", { class: "hint" });
     const range = element("input", { type: "range", min: 0, max: 1, step: 0.01 });
     const show = () => {
@@ -76,7 +76,9 @@ export class Between {
       range.setAttribute("aria-label", `Gates ${this.label} from ${first} to ${second}`);
       range.setAttribute("aria-valuetext", `${part} of the way`);
       text.textContent = `${part} of the way from ${first} to ${second}: ${spread(this.gates)}.`;
-      strip.replaceChildren(gateStrip(`gate between ${first} and ${second}`, this.gates));
+      const shown = strip;
+      strip = gateStrip(`gate between ${first} and ${second}`, this.gates);
+      shown.replaceWith(strip);
     };
     const apply = () => {
       show();
