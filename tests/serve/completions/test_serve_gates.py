@@ -82,7 +82,7 @@ def test_phases_with_the_same_gates_are_one(post, service):
 
 
 def test_a_policy_for_both_phases(
-    post, make_service, make_engine, make_policy, behaved_checkpoint, behaved_alone
+    post, call, make_service, make_engine, make_policy, behaved_checkpoint, behaved_alone
 ):
     policy = make_policy(behaved_checkpoint, action_space="prompt_and_answer")
     engine = make_engine(behaved_checkpoint)
@@ -96,6 +96,9 @@ def test_a_policy_for_both_phases(
         assert choice["gates"] == pytest.approx(row[0].tolist(), abs=1e-6)
         assert choice["answer_gates"] == pytest.approx(row[1].tolist(), abs=1e-6)
         assert choice["text"] == behaved_alone(prompt, row, max_tokens=12).text
+    body = {"prompt": prompts[0], "gates": "policy"}
+    routing = call("POST", "/v1/routing", service, json=body).json()
+    assert routing["gates"] == answer["choices"][0]["gates"]
 
 
 @pytest.mark.parametrize("space", ["per_layer", "prompt_and_answer"])
