@@ -166,6 +166,11 @@ class Behaviour(Settings):
     share: float | None = Field(
         None, ge=0.0, le=1.0, description="share of the training rows; set by the training"
     )
+    style: Literal["direct", "brief", "worked"] | None = Field(
+        None,
+        description="answer style of its rows, which evals.control expects; none takes the name "
+        "where it is a style",
+    )
 
     @property
     def ranges(self) -> tuple[tuple[float, float], ...]:

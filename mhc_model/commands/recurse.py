@@ -44,8 +44,8 @@ class RecurseSettings(SessionSettings):
     context: int = Field(4096, ge=1, description="the context of the model at the endpoint")
     gates: float | tuple[float, ...] | str | None = Field(
         None,
-        description="1, L or 2L numbers in [0, 1], or the name of a behaviour of the model; none "
-        "are the learned gates",
+        description="1, L or 2L numbers in [0, 1], the name of a behaviour of the model, or two of "
+        "these with a colon between, for prompt and answer apart; none are the learned gates",
     )
     device: str = Field("auto", description='"auto" is CUDA if there is one')
     max_batch: int = Field(32, ge=1, description="prompts that the engine decodes at a time")
@@ -58,12 +58,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         RecurseSettings, "python -m mhc_model recurse", __doc__ or "", argv
     )
     _check(settings)
+    from mhc_model.gates import parse_gates
     from mhc_model.recursion import Session, index_for, run_program
 
     text = read_text(settings.text)
     program = None if settings.program is None else read_text(settings.program)
     model = _model(settings)
-    session = Session(index_for(text, model, settings), model, settings, gates=settings.gates)
+    gates = parse_gates(settings.gates) if isinstance(settings.gates, str) else settings.gates
+    session = Session(index_for(text, model, settings), model, settings, gates)
     answer = session.ask(settings.question) if program is None else run_program(session, program)
     _print(session, answer, settings.json_output)
     return 0 if answer.text is not None else 1

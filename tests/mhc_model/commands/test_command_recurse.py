@@ -19,7 +19,11 @@ def files(tmp_path_factory, tiny_model):
     """A checkpoint, a text and a program in one directory."""
     directory = tmp_path_factory.mktemp("recurse")
     tokenizer = Tokenizer.train([TEXT], 400)
-    model = tiny_model(vocab_size=tokenizer.vocab_size, max_seq_len=512)
+    model = tiny_model(
+        vocab_size=tokenizer.vocab_size,
+        max_seq_len=512,
+        behaviours={"direct": {"gates": [0, 0]}, "worked": {"gates": [1, 1]}},
+    )
     save_checkpoint(directory / "model", model, tokenizer)
     with gzip.open(directory / "book.txt.gz", "wt", encoding="utf-8") as file:
         file.write(TEXT)
@@ -52,6 +56,19 @@ def test_json_has_the_transcript(recurse):
     assert whole["usage"]["total_tokens"] <= 8192
 
 
+def test_gates_are_numbers_names_or_two_of_them(recurse):
+    given = ["0", "direct", "1", "worked", "direct:worked", "0:1.0", "learned"]
+    results = []
+    for gates in given:
+        _, out, _ = recurse("--question", "Where is it?", "--json-output", "--gates", gates)
+        step = next(step for step in json.loads(out)["transcript"] if step["verb"] == "map")
+        results.append(json.dumps(step["result"]))
+    assert results[0] == results[1]
+    assert results[2] == results[3]
+    assert results[4] == results[5]
+    assert len(set(results)) == 4
+
+
 def test_a_program_runs(recurse, files):
     status, out, _ = recurse("--program", str(files / "program.txt"))
     assert (status, out.strip()) == (0, "3")
@@ -72,6 +89,8 @@ def test_no_answer_is_another_status(recurse):
             "either --checkpoint or --endpoint",
         ),
         (("--question", "q", "--gates", "0.1", "0.2"), "gates"),
+        (("--question", "q", "--gates", "loud"), "learned, direct, worked"),
+        (("--question", "q", "--gates", "0.5:x y"), "behaviour of the model"),
         (("--program", "/nowhere"), "/nowhere cannot be read"),
         (("--question", "q", "--text", "/nowhere"), "/nowhere cannot be read"),
     ],

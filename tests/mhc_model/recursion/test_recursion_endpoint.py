@@ -97,6 +97,21 @@ def test_a_batch_is_one_request_with_key_and_gates(server):
     }
 
 
+@pytest.mark.parametrize(
+    ("gates", "sent"),
+    [
+        ("direct", "direct"),
+        (0.25, 0.25),
+        ({"prompt": "direct", "answer": torch.ones(2)}, {"prompt": "direct", "answer": [1.0, 1.0]}),
+        ({"answer": 0.5}, {"answer": 0.5}),
+        (torch.tensor([[0.0], [1.0]]), {"prompt": [0.0], "answer": [1.0]}),
+    ],
+)
+def test_every_form_of_gates_is_sent_as_our_servers_take_it(server, gates, sent):
+    generate(EndpointModel(server.url, "m"), gates=gates)
+    assert server.seen[0][2]["gates"] == sent
+
+
 def test_large_batches_are_split_and_stay_in_order(server):
     model = EndpointModel(server.url, "m", max_batch=2)
     done = generate(model, [f"{i} x" for i in range(5)])

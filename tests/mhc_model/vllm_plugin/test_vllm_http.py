@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -28,7 +29,11 @@ PROMPT = [5, 6, 7, 8] * 12
 def checkpoint(tmp_path_factory, tiny_model) -> Path:
     directory = tmp_path_factory.mktemp("vllm-http") / "tiny"
     tokenizer = Tokenizer.train(["Question: Tom has 7 apples.\nAnswer: 7"] * 8, 300)
-    model = tiny_model(vocab_size=tokenizer.vocab_size, max_seq_len=128)
+    model = tiny_model(
+        vocab_size=tokenizer.vocab_size,
+        max_seq_len=128,
+        behaviours={"direct": {"gates": [0.0, 0.3]}, "worked": {"gates": [0.7, 1.0]}},
+    )
     save_checkpoint(directory, model, tokenizer)
     return directory
 
@@ -80,12 +85,15 @@ def _complete(url: str, **fields) -> httpx.Response:
 
 def test_gates_over_http_are_those_of_our_engine(url, checkpoint):
     engine = Engine.from_checkpoint(checkpoint, device="cpu")
-    given = [None, 0.0, 1.0, [0.25, 0.5, 1.0], [1, 0, 0.5, 0.5, 1, 0]]
+    given = [None, 0.0, 1.0, [0.25, 0.5, 1.0], [1, 0, 0.5, 0.5, 1, 0], "direct", "worked"]
+    given += [{"prompt": "direct", "answer": "worked"}, {"prompt": [1, 0, 1]}, {"answer": 0.5}]
     sampling = SamplingParams(max_tokens=12, logprobs=True, ignore_eos=True)
     expected = engine.generate([Request(PROMPT, gates, sampling) for gates in given])
     assert len({completion.logprobs for completion in expected}) == len(given)
     for gates, wanted in zip(given, expected, strict=True):
-        fields = {} if gates is None else {"vllm_xargs": {"gates": gates}}
+        # vllm_xargs take no objects.
+        sent = json.dumps(gates) if isinstance(gates, dict) else gates
+        fields = {} if gates is None else {"vllm_xargs": {"gates": sent}}
         answer = _complete(url, **fields, ignore_eos=True).json()["choices"][0]
         assert answer["logprobs"]["token_logprobs"] == pytest.approx(wanted.logprobs, abs=1e-4)
         assert answer["text"] == wanted.text
@@ -93,7 +101,16 @@ def test_gates_over_http_are_those_of_our_engine(url, checkpoint):
 
 @pytest.mark.parametrize(
     ("gates", "message"),
-    [(1.5, "gate 0 is 1.5; allowed: 1 number (global)"), ([0.5] * 4, "4 gates given; allowed")],
+    [
+        (1.5, "gate 0 is 1.5; allowed: 1 number (global)"),
+        ([0.5] * 4, "4 gates given; allowed"),
+        ("loud", "gates are 'loud'; the names of this model are learned, direct, worked"),
+        ('{"prompt": "loud"}', "gates are 'loud'; the names of this model are"),
+        ('{"reply": 0.5}', "gates have the keys reply; allowed: prompt, answer"),
+        ('{"prompt": 0.5', "is not valid JSON"),
+        ('{"prompt": ' * 9999, "is not valid JSON"),
+    ],
+    ids=lambda value: str(value)[:20],
 )
 def test_bad_gates_are_a_400_and_the_server_goes_on(url, gates, message):
     refused = _complete(url, vllm_xargs={"gates": gates})
