@@ -51,6 +51,7 @@ def run(settings: EvalSettings) -> dict[str, Any]:
     )
     if engine.tokenizer is None:
         raise CheckpointError(f"{settings.checkpoint} has no tokenizer; evaluation needs one")
+    choice.check(engine)
     scored = [task for task in settings.tasks if task in SCORED]
     plans = {task: make_plan(task, settings, inputs, choice, engine) for task in scored}
     variants = _sinkhorn_engines(settings, engine)
@@ -222,12 +223,29 @@ def _identity(
 def _describe(
     choice: GateChoice, engine: Engine, samples: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
-    """What the gates were: in words, and their mean over the samples for each sublayer."""
+    """What the gates were: as asked for, and in numbers for each sublayer.
+
+    Those of a policy are means over the samples. `answer_mean` is there where answers had others.
+    """
     if engine.model.config.mhc is None:
         return {"description": "none: a plain model", "mean": None}
-    vectors = [sample["gates"] for sample in samples if sample.get("gates") is not None]
-    mean = [round(sum(column) / len(vectors), 6) for column in zip(*vectors, strict=True)]
-    return {"description": choice.argument, "mean": mean or None}
+    fixed = choice.fixed(engine)
+    if fixed is not None:
+        means = fixed.view(-1, fixed.shape[-1]).tolist()
+    else:
+        ran = [sample for sample in samples if sample.get("gates") is not None]
+        means = [_mean([sample["gates"] for sample in ran])]
+        if any(sample.get("answer_gates") for sample in ran):
+            answers = [sample.get("answer_gates") or sample["gates"] for sample in ran]
+            means.append(_mean(answers))
+    described = {"description": choice.argument}
+    for name, mean in zip(("mean", "answer_mean"), means, strict=False):
+        described[name] = [round(value, 6) for value in mean] or None
+    return described
+
+
+def _mean(vectors: Sequence[Sequence[float]]) -> list[float]:
+    return [sum(column) / len(vectors) for column in zip(*vectors, strict=True)]
 
 
 def _report_malformed(inputs: Inputs) -> None:

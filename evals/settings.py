@@ -54,8 +54,8 @@ class EvalSettings(Settings):
     )
     gates: str = Field(
         "learned",
-        description="learned; a number; 1, L or 2L numbers separated by commas; FILE.json; or "
-        "policy:DIR",
+        description="learned; a number; 1, L or 2L numbers separated by commas; the name of a "
+        "behaviour of the model; two of these as PROMPT:ANSWER; FILE.json; or policy:DIR",
     )
     tasks: tuple[str, ...] = Field(
         ("gsm8k",), min_length=1, description=f"one or more of {', '.join(TASKS)}"

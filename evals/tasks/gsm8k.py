@@ -20,10 +20,10 @@ from torch import Tensor
 from evals.problems import Problem
 from evals.settings import MAX_TOKENS
 from evals.statistics import accuracy_entry
-from evals.tasks.plan import Item, Plan, Sample, check_ids, fingerprint, tokenizer_of
+from evals.tasks.plan import Item, Plan, Sample, check_ids, fingerprint, gate_rows, tokenizer_of
 from mhc_model.engine import Completion, Engine, Request, SamplingParams
 from mhc_model.errors import EngineError
-from mhc_model.gates import GateValues, expand_gate_rows
+from mhc_model.gates import RequestGates
 from mhc_model.tokenizer import Tokenizer
 
 # Results compare only where these agree; raise them with any change of the text or the rules.
@@ -124,6 +124,7 @@ class GSM8KSample:
         finish_reason: the engine's, or "too_long" for a prompt that does not fit.
         prompt_tokens: tokens of the prompt, document separator included.
         tokens: number of generated tokens.
+        answer_gates: the answer's, where the prompt was read under others (`gates`).
     """
 
     id: str
@@ -138,6 +139,7 @@ class GSM8KSample:
     finish_reason: str
     prompt_tokens: int
     tokens: int
+    answer_gates: tuple[float, ...] | None = None
 
 
 def prompt_tokens(
@@ -151,7 +153,7 @@ def gsm8k_plan(
     task: str,
     engine: Engine,
     problems: Sequence[Problem],
-    gates: GateValues | None = None,
+    gates: RequestGates = None,
     shots: Sequence[Problem] = (),
     max_tokens: int = MAX_TOKENS,
     bos: bool = True,
@@ -162,8 +164,8 @@ def gsm8k_plan(
         task: its name in the results.
         engine: whose tokenizer and context are used.
         problems: at least one, ids unique.
-        gates: None (learned), whatever `expand_gates` takes (the same for all), or a
-            (n_problems, 2L) tensor, one row a problem.
+        gates: what `resolve_gates` takes (the same for all), or a (n_problems, 2L) tensor, one row
+            a problem, or a (n_problems, 2, 2L) one of prompt and answer.
         shots: worked examples put before every question.
         max_tokens: of an answer. Where prompt and answer exceed the context, the answer's limit is
             cut to what is left; a prompt that leaves nothing counts as wrong. Both are counted.
@@ -178,7 +180,7 @@ def gsm8k_plan(
     if max_tokens < 1:
         raise EngineError(f"max_tokens is {max_tokens}; it must be at least 1")
     tokenizer = tokenizer_of(engine)
-    rows = expand_gate_rows(gates, len(problems), engine.model.config)
+    rows = gate_rows(gates, len(problems), engine.model)
     items = []
     cut = 0
     for position, problem in enumerate(problems):
@@ -246,4 +248,5 @@ def _sample(
         finish_reason=TOO_LONG if completion is None else completion.finish_reason,
         prompt_tokens=length,
         tokens=0 if completion is None else len(completion.tokens),
+        answer_gates=None if completion is None else completion.answer_gates,
     )
