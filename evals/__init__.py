@@ -7,6 +7,7 @@ In the order in which they may import each other, from the ground up:
 
     settings.py     configuration of `python -m evals`, names of the tasks
     statistics.py   intervals and tests
+    paired.py       two runs on the same problems, tested
     problems/       where questions come from
     tasks/          what is asked of a model, and how answers are scored
     store.py        samples.jsonl while a run goes on

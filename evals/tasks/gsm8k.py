@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from evals.problems import Problem
+from evals.problems import Problem, with_words
 from evals.settings import MAX_TOKENS
 from evals.statistics import accuracy_entry
 from evals.tasks.plan import Item, Plan, Sample, check_ids, fingerprint, gate_rows, tokenizer_of
@@ -157,6 +157,7 @@ def gsm8k_plan(
     shots: Sequence[Problem] = (),
     max_tokens: int = MAX_TOKENS,
     bos: bool = True,
+    words: str | None = None,
 ) -> Plan:
     """Greedy answers to these problems; samples are `GSM8KSample`s.
 
@@ -170,6 +171,8 @@ def gsm8k_plan(
         max_tokens: of an answer. Where prompt and answer exceed the context, the answer's limit is
             cut to what is left; a prompt that leaves nothing counts as wrong. Both are counted.
         bos: put the document separator before every prompt.
+        words: stand in brackets after every question, also of the shots. Facts then have
+            `problems_sha256`, too, which is `prompts_sha256` without the words.
 
     Raises:
         DataError: without problems, or with the same id twice.
@@ -180,6 +183,11 @@ def gsm8k_plan(
     if max_tokens < 1:
         raise EngineError(f"max_tokens is {max_tokens}; it must be at least 1")
     tokenizer = tokenizer_of(engine)
+    about_words = {}
+    if words is not None:
+        about_words = {"words": words, "problems_sha256": _fingerprint(problems, shots)}
+        problems = [with_words(problem, words) for problem in problems]
+        shots = [with_words(shot, words) for shot in shots]
     rows = gate_rows(gates, len(problems), engine.model)
     items = []
     cut = 0
@@ -194,24 +202,31 @@ def gsm8k_plan(
         "n_shot": len(shots),
         "prompt_version": PROMPT_VERSION,
         "extraction_version": EXTRACTION_VERSION,
-        "prompts_sha256": fingerprint(
-            (problem.id, prompt(problem, shots), gold_answer(problem)) for problem in problems
-        ),
+        "prompts_sha256": _fingerprint(problems, shots),
         "max_tokens": max_tokens,
         "max_tokens_cut": cut,
+        **about_words,
     }
     return Plan(task, engine, items, facts, summarise)
 
 
+def _fingerprint(problems: Sequence[Problem], shots: Sequence[Problem]) -> str:
+    return fingerprint(
+        (problem.id, prompt(problem, shots), gold_answer(problem)) for problem in problems
+    )
+
+
 def summarise(samples: Sequence[Sample]) -> dict[str, Any]:
     """Scores of all samples."""
+    tokens = sum(sample["tokens"] for sample in samples)
     return {
         **{
             name: accuracy_entry(sum(sample[name] for sample in samples), len(samples))
             for name in EXTRACTIONS
         },
         "too_long": sum(sample["finish_reason"] == TOO_LONG for sample in samples),
-        "generated_tokens": sum(sample["tokens"] for sample in samples),
+        "generated_tokens": tokens,
+        "mean_tokens": tokens / len(samples),
     }
 
 
