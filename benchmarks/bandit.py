@@ -1,6 +1,6 @@
 """How fast PPO finds gates that are known: the values of configurations, side by side.
 
-    python -m benchmarks.bandit configs/rl_plan.yaml configs/rl_tuned.yaml
+    python -m benchmarks.bandit configs/rl_published.yaml configs/rl_tuned.yaml
 
 The task: right gates depend on the sign of one of 32 numbers that the policy sees; the chance of
 reward 1 falls from 0.7 with the right gates to 0.3 with the opposite ones. No model answers: this
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def train(config: RLConfig, rollouts: int, seed: int) -> float:
     """The chance of a reward under the policy after that many rollouts."""
-    from rl.ppo.algorithm import build_algorithm, current_policy, train_iteration
+    from rl.ppo import build_algorithm, current_policy, train_iteration
 
     iterations = rollouts // config.rollouts
     config = config.model_copy(

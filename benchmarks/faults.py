@@ -76,7 +76,7 @@ def lose_a_node(checkpoint: str | Path, nodes: int) -> dict[str, Any]:
     import ray
     from ray.cluster_utils import Cluster
 
-    from rl.pool.pool import ReplicaPool
+    from rl.pool import ReplicaPool
 
     requests = draw_requests(checkpoint, 100 * nodes)
     expected = Engine.from_checkpoint(checkpoint, device="cpu").generate(requests)

@@ -35,14 +35,11 @@ if not __package__:  # run as a file: Python looks beside it, not in the reposit
 from benchmarks.timing import interleave, quantile, ratios_of
 from mhc_model.settings import dump_settings, load_settings, validate_settings
 from train.config import DataConfig, TrainConfig
-from train.data.batches import Batches, ReadAhead
-from train.data.corpus import Corpus, prepare_corpus
+from train.data import Batches, Corpus, ReadAhead, prepare_corpus
 from train.launch import with_vocabulary
-from train.loop.process_group import ProcessGroup
-from train.loop.trainer import Trainer
-from train.prepare.config import PrepareConfig
-from train.prepare.run import prepare
-from train.records.run_directory import RunDirectory
+from train.loop import ProcessGroup, Trainer
+from train.prepare import PrepareConfig, prepare
+from train.records import RunDirectory
 
 ROOT = Path(__file__).resolve().parents[1]
 LOADER_STEPS = 100  # a round; a step of a model is measured alone

@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = RaySettings(num_cpus=4).init_arguments()  # before Ray is imported
     import ray
 
-    from rl.pool.pool import ReplicaPool
+    from rl.pool import ReplicaPool
     from rl.rollouts import Asker
 
     torch.set_num_threads(1)

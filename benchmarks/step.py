@@ -15,8 +15,7 @@ from mhc_model.config import MHCConfig, ModelConfig
 from mhc_model.decoder import Decoder
 from mhc_model.settings import validate_settings
 from train.config import OptimizerConfig
-from train.loop.objective import Objective
-from train.loop.optimizer import Optimizers
+from train.loop import Objective, Optimizers
 
 LOSS_CHUNK = 4096  # tokens, the default of the training configuration
 

@@ -31,7 +31,7 @@ from benchmarks.nanochat import FEATURES, NanochatStep, load_nanochat
 from benchmarks.step import TrainStep
 from benchmarks.timing import WARM_UP, interleave, print_times, summarize
 from benchmarks.workers import measure_workers
-from train.loop.hardware import device_peak_tflops
+from train.loop import device_peak_tflops
 
 WHAT = ("step", "workers")
 

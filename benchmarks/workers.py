@@ -21,10 +21,9 @@ from benchmarks.timing import WARM_UP
 from mhc_model.settings import validate_settings
 from mhc_model.tokenizer import Tokenizer
 from train.config import TrainConfig
-from train.data.corpus import Corpus
-from train.loop.process_group import ProcessGroup
-from train.loop.trainer import Trainer
-from train.records.run_directory import RunDirectory
+from train.data import Corpus
+from train.loop import ProcessGroup, Trainer
+from train.records import RunDirectory
 
 # Rounds of every row, one after another; each starts processes.
 ROUNDS = 3

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mhc_model.errors import ConfigError, DataError
-from mhc_model.files import lock_directory, replace_bytes, replace_text, split_lines
+from mhc_model.files import locked_directory, replace_bytes, replace_text, split_lines
+from mhc_model.settings import differences
 
 if TYPE_CHECKING:  # the tasks load torch, and who only reads results needs none
     from evals.tasks import Sample
@@ -41,10 +42,9 @@ class SampleStore:
             self._check_identity(path)
         elif (directory / SAMPLES).exists():
             raise ConfigError(f"{directory} has {SAMPLES} but no {RUN}; give another directory")
-        directory.mkdir(parents=True, exist_ok=True)
-        self._lock = lock_directory(directory)
-        if self._lock is None:
-            raise ConfigError(f"another process is writing to {directory}")
+        self._lock = ExitStack()
+        taken = f"another process is writing to {directory}"
+        self._lock.enter_context(locked_directory(directory, taken))
         kept = self._read()
         replace_text(path, json.dumps(self._identity, indent=2, ensure_ascii=False) + "\n")
         replace_bytes(directory / SAMPLES, kept)
@@ -75,18 +75,18 @@ class SampleStore:
     def close(self) -> None:
         """Lets another process have the directory."""
         self._file.close()
-        os.close(self._lock)
+        self._lock.close()
 
     def _check_identity(self, path: Path) -> None:
         try:
             before = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise DataError(f"{path} cannot be read: {error}") from None
-        differing = differences(before, self._identity)
-        if differing:
+        if different := differences(before, self._identity):
+            named = (f"{path}: {then!r} and {now!r}" for path, then, now in different)
             raise ConfigError(
                 f"{self.directory} holds samples of another run; give another directory. "
-                + "; ".join(differing)
+                + "; ".join(named)
             )
 
     def _read(self) -> bytes:
@@ -106,16 +106,3 @@ class SampleStore:
             except (ValueError, KeyError, TypeError) as error:
                 raise DataError(f"{path} line {number} is damaged: {error}") from None
         return kept
-
-
-def differences(before: Any, now: Any, name: str = "") -> list[str]:
-    """What differs between two trees of JSON values, one text a leaf: `gates: '0' and '1'`."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        return [
-            text
-            for key in {**before, **now}
-            for text in differences(
-                before.get(key), now.get(key), f"{name}.{key}" if name else str(key)
-            )
-        ]
-    return [] if before == now else [f"{name}: {before!r} and {now!r}"]

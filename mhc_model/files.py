@@ -7,8 +7,12 @@ import fcntl
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from mhc_model.errors import ConfigError
 
 
 def replace_text(path: Path, text: str) -> None:
@@ -50,17 +54,27 @@ def split_lines(content: bytes) -> list[bytes]:
     return content.removesuffix(b"\n").split(b"\n") if content else []
 
 
-def lock_directory(directory: Path) -> int | None:
-    """Keeps other processes that ask out of a directory, without a file in it.
+@contextmanager
+def locked_directory(directory: Path, taken: str | None) -> Iterator[None]:
+    """Makes a directory and keeps other processes that ask out of it. No file in it says so, and
+    the lock ends with the process.
 
-    Returns:
-        A descriptor, which holds the lock until it is closed or the process ends; None if another
-        process holds it.
+    Args:
+        directory: on a disk of this machine, or a shared one: there the lock may hold among the
+            processes of one machine only.
+        taken: the error where another process is in it; None waits until it is out.
+
+    Raises:
+        ConfigError: with the text `taken`.
+        OSError: if the directory cannot be made, read or locked.
     """
+    directory.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(directory, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if taken is None else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise ConfigError(taken) from None
+        yield
+    finally:
         os.close(descriptor)
-        return None
-    return descriptor

@@ -1,4 +1,5 @@
-"""Configuration of every command: strict pydantic models, YAML files, command-line overrides.
+"""Configuration of every command: strict pydantic models, YAML files, command-line overrides; and
+whether it is the one that an earlier start had.
 
 A command's configuration is one YAML file in configs/ plus overrides of any field:
 
@@ -11,9 +12,9 @@ import difflib
 import functools
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar, get_args
+from typing import Any, NamedTuple, ParamSpec, TypeVar, get_args
 
 import tyro
 import yaml
@@ -210,6 +211,61 @@ def _take_value(arguments: list[str], flag: str) -> str | None:
         position += 1
     arguments[:] = rest
     return value
+
+
+class Difference(NamedTuple):
+    """A leaf in which two records differ; None where a record lacks it."""
+
+    path: str  # its keys, with dots between them
+    before: Any
+    now: Any
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.before!r} -> {self.now!r}"
+
+
+def differences(before: Any, now: Any, free: Collection[str] = ()) -> list[Difference]:
+    """Every leaf in which what an earlier start wrote down differs from what is given now.
+
+    A directory belongs to one run: whoever goes on in it compares first.
+
+    Args:
+        before: a tree of dictionaries, as from a configuration or a JSON file.
+        now: the same of this start.
+        free: paths that may differ, with all that lies below them.
+    """
+    return [leaf for leaf in _leaves("", before, now, free) if leaf.before != leaf.now]
+
+
+def _leaves(path: str, before: Any, now: Any, free: Collection[str]) -> Iterator[Difference]:
+    if path in free:
+        return
+    if not (isinstance(before, dict) and isinstance(now, dict)):
+        yield Difference(path, before, now)
+        return
+    for key in {**before, **now}:
+        yield from _leaves(
+            f"{path}.{key}" if path else str(key), before.get(key), now.get(key), free
+        )
+
+
+def check_same_settings(before: S, now: S, free: Collection[str], what: str) -> None:
+    """Refuses to go on with what was started with other settings.
+
+    Args:
+        before: of the earlier start.
+        now: of this one.
+        free: as for `differences`.
+        what: what exists, and where, in words.
+
+    Raises:
+        ConfigError: naming every field that differs, with both values.
+    """
+    if different := differences(before.model_dump(), now.model_dump(), free):
+        raise ConfigError(
+            f"{what} with other settings: {'; '.join(map(str, different))}; give another name, or "
+            f"delete the directory"
+        )
 
 
 def reports_errors(main: Callable[P, int]) -> Callable[P, int]:

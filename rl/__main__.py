@@ -16,9 +16,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Ray reads the authentication mode while it is imported, so this comes first; and --help
     # and mistyped flags need not wait for the import.
     ray_arguments = config.ray.init_arguments()
-    from rl.tuning.run import run
+    from rl.tuning import run_tuning
 
-    run(config, ray_arguments)
+    run_tuning(config, ray_arguments)
     return 0
 
 

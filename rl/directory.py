@@ -2,38 +2,34 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from mhc_model.errors import ConfigError
-from mhc_model.files import lock_directory
-from mhc_model.settings import Settings, dump_settings, validate_settings
+from mhc_model.files import locked_directory
+from mhc_model.settings import (
+    Settings,
+    check_same_settings,
+    differences,
+    dump_settings,
+    validate_settings,
+)
 
 CONFIG = "config.yaml"
 
 
-@contextmanager
-def locked_directory(directory: Path) -> Iterator[None]:
-    """Makes the directory and keeps other processes out of it; the lock ends with the process.
+def locked_run(directory: Path) -> AbstractContextManager[None]:
+    """Makes the directory of a run and keeps other processes out of it.
 
     Raises:
         ConfigError: if another process is in it.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    lock = lock_directory(directory)
-    if lock is None:
-        raise ConfigError(
-            f"another process is writing to {directory}; wait for it, or give another name"
-        )
-    try:
-        yield
-    finally:
-        os.close(lock)
+    taken = f"another process is writing to {directory}; wait for it, or give another name"
+    return locked_directory(directory, taken)
 
 
 def check_directory(directory: Path, config: Settings, free: Collection[str], what: str) -> None:
@@ -52,36 +48,24 @@ def check_directory(directory: Path, config: Settings, free: Collection[str], wh
     saved = directory / CONFIG
     if saved.exists():
         values = yaml.safe_load(saved.read_text(encoding="utf-8"))
-        before = validate_settings(type(config), values, str(saved)).model_dump()
-        now = config.model_dump()
-        different = [key for key in before if before[key] != now[key] and key not in free]
-        if different:
-            changes = "; ".join(f"{key}: {before[key]!r} -> {now[key]!r}" for key in different)
-            raise ConfigError(
-                f"{what} exists in {directory} with other settings: {changes}; give "
-                f"another name, or delete the directory"
-            )
+        before = validate_settings(type(config), values, str(saved))
+        check_same_settings(before, config, free, f"{what} exists in {directory}")
 
 
-def check_same(
-    before: Mapping[str, Any], now: Mapping[str, Any], keys: Collection[str], what: str
-) -> None:
+def check_same_inputs(before: Mapping[str, Any], now: Mapping[str, Any], what: str) -> None:
     """Checks that an earlier start had the same inputs, by their hashes.
 
     Args:
         before: of the earlier start; what an earlier version did not note is not compared.
-        now: of this one.
-        keys: names of the inputs.
+        now: name -> hash of this one.
         what: the run in words, for the error.
 
     Raises:
-        ConfigError: naming the one that differs, with both hashes.
+        ConfigError: naming the first that differs, with both hashes.
     """
-    for key in keys:
-        if before.get(key, now[key]) != now[key]:
-            raise ConfigError(
-                f"{what} was started on {key} {before[key]}, not on {now[key]}; give another name"
-            )
+    noted = {name: before.get(name, value) for name, value in now.items()}
+    for name, then, value in differences(noted, now):
+        raise ConfigError(f"{what} was started on {name} {then}, not on {value}; give another name")
 
 
 def save_config(directory: Path, config: Settings) -> None:

@@ -25,7 +25,7 @@ from mhc_model.engine import Engine
 from mhc_model.policy import expand_actions
 from mhc_model.settings import validate_settings
 from rl.config import RLConfig
-from rl.pool.local_pool import LocalPool
+from rl.pool import LocalPool
 from rl.rollouts import Asker, Rollout, RolloutLog
 from rl.setup import prepare
 

@@ -17,8 +17,7 @@ from mhc_model.errors import DataError
 from mhc_model.files import replace_bytes, split_lines
 from mhc_model.tokenizer import Tokenizer
 from rl.config import RLConfig
-from rl.pool.local_pool import LocalPool
-from rl.pool.pool import ReplicaPool, Result
+from rl.pool import LocalPool, ReplicaPool, Result
 
 ROLLOUTS, SUPERSEDED = "rollouts.jsonl", "rollouts.superseded.jsonl"
 

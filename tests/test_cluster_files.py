@@ -112,6 +112,9 @@ def test_the_image_has_every_file_of_an_installation():
 
 def installation() -> set[str]:
     """What `make install` reads, and the configurations."""
-    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    folders = {package.split(".")[0] for package in packages["packages"]}
-    return {*folders, "Makefile", "README.md", "pyproject.toml", "constraints.txt", "configs"}
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    project = settings["project"]
+    packages = settings["tool"]["setuptools"]["packages"]["find"]["include"]
+    folders = {pattern.rstrip("*") for pattern in packages}
+    named = {project["readme"], *project["license-files"]}
+    return {*folders, *named, "Makefile", "pyproject.toml", "constraints.txt", "configs"}

@@ -8,13 +8,15 @@ from collections.abc import Sequence
 
 from mhc_model.settings import parse_command_line, reports_errors
 from train.config import TrainConfig
-from train.estimate import estimate
 
 
 def summary(config: TrainConfig) -> str:
     """What --dry-run says besides: size, FLOPs, memory and time."""
     if config.init_from is not None and not os.path.isdir(config.init_from):
         return f"the model comes from {config.init_from}, which is not there (yet): no estimate"
+    # Imported here: --help and a start need no estimate, and torch takes a second.
+    from train.estimate import estimate
+
     return "\n# ".join(estimate(config).lines())
 
 

@@ -384,22 +384,3 @@ class TrainConfig(Settings):
         warmdown = self.warmdown_share * self.steps
         left = self.steps - step + 1
         return min(rise, left / warmdown if left < warmdown else 1.0)
-
-
-def differing_fields(before: TrainConfig, now: TrainConfig) -> list[str]:
-    """Fields that a resumed run may not change and that differ, as `path: before -> now`."""
-    return [
-        f"{path}: {old!r} -> {new!r}"
-        for path, old, new in _leaves("", before.model_dump(), now.model_dump())
-        if path not in FREE_ON_RESUME and path.split(".")[0] not in FREE_ON_RESUME
-    ]
-
-
-def _leaves(prefix: str, old: object, new: object) -> list[tuple[str, object, object]]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        return [
-            leaf
-            for key in {**old, **new}
-            for leaf in _leaves(f"{prefix}.{key}".lstrip("."), old.get(key), new.get(key))
-        ]
-    return [] if old == new else [(prefix, old, new)]

@@ -17,9 +17,8 @@ from mhc_model.checkpoint import find_checkpoint, read_model_config
 from mhc_model.config import ModelConfig
 from mhc_model.decoder import Decoder, describe, quiet_about_mixing
 from train.config import TrainConfig
-from train.data.shards import ShardedTokens
-from train.loop.hardware import peak_tflops
-from train.loop.optimizer import group_parameters
+from train.data import ShardedTokens
+from train.loop import group_parameters, peak_tflops
 
 # What a GPU is taken for where the configuration says none.
 USUAL_GPU = "H100"

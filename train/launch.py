@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,28 +13,22 @@ import ray
 import ray.train
 import ray.train.torch
 import yaml
-from filelock import FileLock, Timeout
 
 from mhc_model.checkpoint import find_checkpoint, read_model_config
 from mhc_model.config import ModelConfig
 from mhc_model.errors import ConfigError, MHCError
-from mhc_model.settings import to_yaml, validate_settings
-from train.config import TrainConfig, differing_fields
-from train.data.answers import AnswerCorpus, left_out, prepare_answers
-from train.data.corpus import Corpus, prepare_corpus
-from train.loop.samples import check_samples
-from train.loop.trainer import make_batches
-from train.records.checkpoints import find_resume
-from train.records.run_directory import RunDirectory
-from train.records.trackers import import_tracker
+from mhc_model.files import locked_directory
+from mhc_model.settings import check_same_settings, to_yaml, validate_settings
+from train.config import FREE_ON_RESUME, TrainConfig
+from train.data import AnswerCorpus, Corpus, left_out, prepare_answers, prepare_corpus
+from train.loop import check_samples, make_batches
+from train.records import RunDirectory, find_resume, import_tracker
 from train.worker import failure_file, train_worker
 
 # Ray Train's own list of checkpoints. It refuses to start where the list and the directory differ,
 # for example after a kill in the middle of a save. Which checkpoint is whole is decided by reading
-# them (train.resume), so every start begins with a fresh list.
+# them (train.records.checkpoints), so every start begins with a fresh list.
 RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"
-
-LOCK = ".lock"
 
 # Defaults that the user's environment overrides.
 RAY_ENVIRONMENT = {
@@ -85,21 +79,15 @@ def only_driver(run: RunDirectory) -> Iterator[None]:
     if not run.is_local:
         yield
         return
-    lock = FileLock(f"{run.path}/{LOCK}", timeout=0)
-    try:
-        Path(run.path).mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout:
-        raise ConfigError(
-            f"another process trains the run in {run.location}: wait for its end, or give another "
-            f"name"
-        ) from None
-    except OSError as error:
-        raise ConfigError(f"storage {run.location} cannot be written: {error}") from None
-    try:
+    taken = (
+        f"another process trains the run in {run.location}: wait for its end, or give another name"
+    )
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked_directory(Path(run.path), taken))
+        except OSError as error:
+            raise ConfigError(f"storage {run.location} cannot be written: {error}") from None
         yield
-    finally:
-        lock.release()
 
 
 def _train(
@@ -218,13 +206,12 @@ def check_same_run(run: RunDirectory, config: TrainConfig, corpus: Corpus) -> No
             )
         return
     before = validate_settings(TrainConfig, yaml.safe_load(saved), f"{run.location}/config.yaml")
-    different = differing_fields(before, config)
-    if not different and json.loads(data)["sha256"] != corpus.sha256:
-        different = ["the content of the data or of the tokenizer"]
-    if different:
+    what = f"run {config.name} exists in {run.location}"
+    check_same_settings(before, config, FREE_ON_RESUME, what)
+    if json.loads(data)["sha256"] != corpus.sha256:
         raise ConfigError(
-            f"run {config.name} exists in {run.location} with other settings: "
-            f"{'; '.join(different)}; give another name, or delete the directory"
+            f"{what} with other content of the data or of the tokenizer; give another name, or "
+            f"delete the directory"
         )
 
 

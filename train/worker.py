@@ -15,10 +15,8 @@ import torch
 
 from mhc_model.errors import MHCError
 from train.config import TrainConfig
-from train.loop.hardware import make_deterministic
-from train.loop.process_group import ProcessGroup
-from train.loop.trainer import Trainer
-from train.records.run_directory import RunDirectory, step_name
+from train.loop import ProcessGroup, Trainer, make_deterministic
+from train.records import RunDirectory, step_name
 
 
 def failure_file(rank: int) -> str:

@@ -23,7 +23,7 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
     return FastTokenizer.load(directory)
 
 
-Tokenizer.from_directory = load_tokenizer
+Tokenizer.from_directory = staticmethod(load_tokenizer)
 Tokenizer.from_tiktoken_file = TiktokenTokenizer.from_file
 Tokenizer.from_name = TiktokenTokenizer.from_name
 Tokenizer.train = TiktokenTokenizer.train

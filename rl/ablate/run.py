@@ -22,8 +22,8 @@ from rl.ablate.findings import Findings
 from rl.ablate.held_out import HeldOut, evaluate, is_tested
 from rl.ablate.report import write_report
 from rl.ablate.study import Study
-from rl.directory import check_directory, check_same, locked_directory, save_config
-from rl.pool.pool import ReplicaPool
+from rl.directory import check_directory, check_same_inputs, locked_run, save_config
+from rl.pool import ReplicaPool
 from rl.rollouts import Asker
 from rl.setup import problems_hash
 
@@ -48,7 +48,7 @@ def run_ablation(config: AblateConfig, ray_arguments: Mapping[str, Any]) -> Find
             another ablation, or another process is at it.
     """
     study = Study.prepare(config)
-    with locked_directory(study.directory):
+    with locked_run(study.directory):
         return _run(study, ray_arguments)
 
 
@@ -102,7 +102,7 @@ def _claim(study: Study) -> None:
         saved = json.loads(named.read_text(encoding="utf-8"))
         before = {"checkpoint": saved["content_hash"], **saved}
         now = {"checkpoint": content_hash, "problems": problems}
-        check_same(before, now, ("checkpoint", "problems"), what)
+        check_same_inputs(before, now, what)
     save_config(study.directory, study.config)
     replace_json(named, {"content_hash": content_hash, "problems": problems})
 

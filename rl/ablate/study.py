@@ -35,14 +35,19 @@ from rl.ablate.arms import (
     parse_arm,
 )
 from rl.ablate.config import AblateConfig
-from rl.baselines.bench import Bench
-from rl.baselines.constant import best_of_grid, cross_entropy_search
-from rl.baselines.gradient import AnswerLoss, tune_constant, tune_policy
-from rl.baselines.reinforce import reinforce
+from rl.baselines import (
+    AnswerLoss,
+    Bench,
+    best_of_grid,
+    cross_entropy_search,
+    reinforce,
+    tune_constant,
+    tune_policy,
+)
 from rl.config import RLConfig
 from rl.rollouts import Asker, RolloutLog
 from rl.setup import observe, policy_config, prepare
-from rl.tuning.run import run
+from rl.tuning import run_tuning
 
 ARM, GATES, POLICY = "arm.json", "gates.json", "policy"
 
@@ -187,7 +192,7 @@ class Study:
         )
 
     def _ppo(self, arm: Arm, ray_arguments: Mapping[str, Any]) -> tuple[GatePolicy, dict[str, Any]]:
-        path = run(self._rl_config(arm), ray_arguments)
+        path = run_tuning(self._rl_config(arm), ray_arguments)
         rows = [json.loads(line) for line in read_lines(path / "metrics.jsonl")]
         facts = {
             "rollouts": sum(row["rollouts"] for row in rows),

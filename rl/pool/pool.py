@@ -24,7 +24,7 @@ from typing import NamedTuple
 import ray
 
 from mhc_model.checkpoint import checkpoint_hash
-from mhc_model.engine import Completion, Request
+from mhc_model.engine import Completion, Engine, Request
 from mhc_model.engines import check_engine
 from mhc_model.errors import EngineError
 from rl.config import PoolSettings
@@ -114,6 +114,17 @@ class _Call:
             for position, request in enumerate(self.requests)
             for index in range(request.n)
         ]
+
+
+class LocalPool:
+    """What `Asker` needs of a pool."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    def run(self, requests: Sequence[Request]) -> list[Result]:
+        """As `ReplicaPool.run`."""
+        return [Result(completion, 0, 1) for completion in self.engine.generate(requests)]
 
 
 class ReplicaPool:

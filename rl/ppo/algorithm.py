@@ -2,17 +2,20 @@
 
 The environment lives in this process (`num_env_runners=0`): one pool call already steps all
 episodes in parallel on the replicas, so another process would only add a hop, and this one sees
-every dead replica and every rollout. `rl.sampler` says when rollouts are made.
+every dead replica and every rollout. `rl.ppo.sampler` says when rollouts are
+made.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import math
 import shutil
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +41,13 @@ from rl.ppo.module import GateModule
 from rl.ppo.sampler import Sampler, seed_minibatches
 
 ENVIRONMENT = "mhc-gates"
+# Where saved states of earlier versions look for classes -> where these are now. What was the
+# module rl.ppo is this room's face, which has the same classes.
+EARLIER_MODULES = {
+    "rl.learner": "rl.ppo.learner",
+    "rl.module": "rl.ppo.module",
+    "rl.sampler": "rl.ppo.sampler",
+}
 # RLlib copies configurations, and the environment holds live actors: it is passed by name.
 _environments: dict[str, VectorEnv] = {}
 
@@ -209,3 +219,24 @@ def save_state(algorithm: GatePPO, directory: Path, write: Callable[[Path], None
         staging.rename(directory)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def restore_state(algorithm: GatePPO, directory: Path) -> None:
+    """Goes on from what `save_state` saved, whatever names the modules had then."""
+    with earlier_modules():
+        algorithm.restore_from_path(str(directory / "algorithm"))
+
+
+@contextlib.contextmanager
+def earlier_modules() -> Iterator[None]:
+    """While it lasts, a pickle that names modules by earlier names finds today's.
+
+    For this process, which is where env runner and learner are, and so where RLlib unpickles.
+    """
+    for earlier, now in EARLIER_MODULES.items():
+        sys.modules[earlier] = importlib.import_module(now)
+    try:
+        yield
+    finally:
+        for earlier in EARLIER_MODULES:
+            del sys.modules[earlier]

@@ -3,7 +3,7 @@
 Asynchronous: while the learner works on the rollouts of iteration i, those of iteration i + 1 are
 made, under the policy that iteration i began with. So the replicas work while the learner does, and
 a policy is one update older than its successor expects; an importance weight makes up for it
-(rl/learner.py). The lag is always one, so the run stays reproducible.
+(rl/ppo/learner.py). The lag is always one, so the run stays reproducible.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from rl.rollouts import Rollout
 ACTIONS, MINIBATCHES = 0, 1  # the two uses of random numbers in an iteration
 
 
-class Batch(NamedTuple):
+class Sampled(NamedTuple):
     """RLlib's episodes and figures of an iteration, and our rollouts (of a GateVectorEnv)."""
 
     episodes: list[Any]
@@ -56,7 +56,7 @@ class Sampler:
             asynchronous: see the module's docstring.
         """
         self.iteration = 0  # the one that learns; its owner counts
-        self.last: Batch | None = None  # the batch that was taken last
+        self.last: Sampled | None = None  # the batch that was taken last
         self._algorithm = algorithm
         self._env = env
         self._seed = seed
@@ -64,9 +64,9 @@ class Sampler:
         self._iterations = iterations
         self._asynchronous = asynchronous
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="sampler")
-        self._next: Future[Batch] | None = None
+        self._next: Future[Sampled] | None = None
 
-    def take(self) -> Batch:
+    def take(self) -> Sampled:
         """The batch of `self.iteration`; asynchronously, the next one is begun.
 
         Raises:
@@ -112,7 +112,7 @@ class Sampler:
         )
         self._algorithm.env_runner.module.load_state_dict(weights.get())
 
-    def _sample(self, iteration: int, version: int) -> Batch:
+    def _sample(self, iteration: int, version: int) -> Sampled:
         runner, env = self._algorithm.env_runner, self._env
         ours = isinstance(env, GateVectorEnv)
         if ours:
@@ -122,7 +122,7 @@ class Sampler:
         while len(episodes) < self._rollouts:
             episodes += runner.sample()
             figures.append(runner.get_metrics())
-        return Batch(episodes, figures, env.recent if ours else [])
+        return Sampled(episodes, figures, env.recent if ours else [])
 
 
 def derive_seed(seed: int, iteration: int, use: int) -> int:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 from pydantic import Field, model_validator
 
 from mhc_model.config import ActionSpace
 from mhc_model.settings import Settings
-from rl.ablate.config import AblateConfig
-from rl.steerable.task import KINDS, expressible
+from rl.ablate import AblateConfig
 
+KINDS = ("red", "blue")
+
+Bits = tuple[int, ...]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]  # of a directory
 
 
@@ -75,7 +78,12 @@ class SteerableConfig(Settings):
     seed: int = Field(0, ge=0, description="of model and problems")
     test_problems: int = Field(600, ge=20, le=2400, description="held-out problems")
     model: ModelSettings = Field(ModelSettings(), description="the model")
-    variants: dict[Name, Variant] = Field(min_length=1, description="name -> what is wanted")
+    variants: dict[Name, Variant] = Field(
+        {},  # --help needs a value to begin with; this one is refused
+        min_length=1,
+        validate_default=True,
+        description="name -> what is wanted; in a YAML file",
+    )
     ablation: AblateConfig = Field(
         description="what is done for each variant; name, storage, checkpoint, data, known gates "
         "and PPO's arms are filled in"
@@ -104,3 +112,15 @@ class SteerableConfig(Settings):
                         f"{self.model.keys} the bits {variant.wanted}"
                     )
         return self
+
+
+def expressible(space: str, wanted: Mapping[str, Bits], keys: Sequence[int]) -> bool:
+    """Whether actions of this space can give every kind of problem its right gates."""
+    width = {"global": None, "per_layer": 2, "per_sublayer": 1}[space]
+    for bits in wanted.values():
+        groups: dict[int, set[int]] = {}
+        for key, bit in zip(keys, bits, strict=True):
+            groups.setdefault(0 if width is None else key // width, set()).add(bit)
+        if any(len(group) > 1 for group in groups.values()):
+            return False
+    return True

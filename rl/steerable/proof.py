@@ -19,12 +19,8 @@ from evals.statistics import mcnemar_exact
 from mhc_model.checkpoint import load_checkpoint, save_checkpoint
 from mhc_model.errors import ConfigError
 from mhc_model.files import replace_json, replace_text
-from rl.ablate.arms import CONSTANT, KNOWN, LEARNED, PPO
-from rl.ablate.config import AblateConfig
-from rl.ablate.findings import Findings
-from rl.ablate.held_out import HeldOut
-from rl.ablate.run import run_ablation
-from rl.directory import check_directory, locked_directory, save_config
+from rl.ablate import CONSTANT, KNOWN, LEARNED, PPO, AblateConfig, Findings, HeldOut, run_ablation
+from rl.directory import check_directory, locked_run, save_config
 from rl.steerable.config import SteerableConfig, Variant
 from rl.steerable.task import all_problems, kind_of, right_gates, with_digit
 from rl.steerable.training import train_model
@@ -62,7 +58,7 @@ def prove(config: SteerableConfig, ray_arguments: Mapping[str, Any]) -> list[Che
             cannot be written.
     """
     directory = Path(config.storage).resolve() / config.name
-    with locked_directory(directory):
+    with locked_run(directory):
         return _prove(directory, config, ray_arguments)
 
 

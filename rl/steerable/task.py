@@ -10,7 +10,7 @@ choice of gates can make answers right.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from evals.problems import Problem
-from mhc_model.gates import SUBLAYERS
+from rl.steerable.config import KINDS, Bits
 
 NAMES = (
     *("Ada", "Amy", "Ben", "Ella", "Eva", "Finn", "Ida", "Jan", "Kai", "Lars"),
@@ -28,10 +28,7 @@ THINGS = (
     *("apples", "balls", "books", "cards", "coins", "cups"),
     *("hats", "pens", "plums", "shells", "stamps", "bags"),
 )
-KINDS = ("red", "blue")
 DIGITS = 10
-
-Bits = tuple[int, ...]
 
 
 def all_problems(seed: int) -> list[Problem]:
@@ -71,15 +68,3 @@ def right_gates(bits: Bits, keys: Sequence[int], others: Tensor) -> Tensor:
     gates = others.clone()
     gates[list(keys)] = torch.tensor([0.9 if bit else 0.1 for bit in bits])
     return gates
-
-
-def expressible(space: str, wanted: Mapping[str, Bits], keys: Sequence[int]) -> bool:
-    """Whether actions of this space can give every kind of problem its right gates."""
-    width = {"global": None, "per_layer": len(SUBLAYERS), "per_sublayer": 1}[space]
-    for bits in wanted.values():
-        groups: dict[int, set[int]] = {}
-        for key, bit in zip(keys, bits, strict=True):
-            groups.setdefault(0 if width is None else key // width, set()).add(bit)
-        if any(len(group) > 1 for group in groups.values()):
-            return False
-    return True

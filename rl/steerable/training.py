@@ -25,7 +25,7 @@ IGNORED = -100  # cross_entropy's own mark of positions that do not count
 WARMUP = 20  # steps
 
 
-class Batches(NamedTuple):
+class TokenizedProblems(NamedTuple):
     """All problems as tokens; the digit of the gates is put in when a batch is drawn."""
 
     tokens: Tensor  # (b, t) int64, padded at the end
@@ -104,7 +104,7 @@ def _multiplier(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / WARMUP, max(0.02, (steps - step) / (0.4 * steps)))
 
 
-def _batches(problems: Sequence[Problem], tokenizer: Tokenizer) -> Batches:
+def _batches(problems: Sequence[Problem], tokenizer: Tokenizer) -> TokenizedProblems:
     digits = [tokenizer.encode(str(digit))[-1] for digit in range(10)]
     rows, prompts = [], []
     for problem in problems:
@@ -114,11 +114,11 @@ def _batches(problems: Sequence[Problem], tokenizer: Tokenizer) -> Batches:
         prompts.append(len(prompt))
     lengths = torch.tensor([len(row) for row in rows])
     tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-    return Batches(tokens, torch.tensor(prompts), lengths - 2, torch.tensor(digits))
+    return TokenizedProblems(tokens, torch.tensor(prompts), lengths - 2, torch.tensor(digits))
 
 
 def _draw(
-    batches: Batches, settings: ModelSettings, generator: torch.Generator
+    batches: TokenizedProblems, settings: ModelSettings, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Inputs (b, t), targets (b, t) of the answers only, gates (b, 2L)."""
     size, keys = settings.batch, list(settings.keys)

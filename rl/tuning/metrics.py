@@ -10,7 +10,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from mhc_model.gates import gate_names
 from rl.config import RLConfig
-from rl.pool.pool import ReplicaPool, Usage
+from rl.pool import ReplicaPool, Usage
 from rl.rollouts import Rollout
 
 

@@ -31,10 +31,17 @@ from mhc_model.errors import DataError
 from mhc_model.files import read_lines, replace_json, replace_text
 from mhc_model.policy import GatePolicy
 from rl.config import RLConfig
-from rl.directory import check_directory, check_same, locked_directory, save_config
+from rl.directory import check_directory, check_same_inputs, locked_run, save_config
 from rl.env import GateVectorEnv
-from rl.pool.pool import ReplicaPool
-from rl.ppo.algorithm import GatePPO, build_algorithm, current_policy, save_state, train_iteration
+from rl.pool import ReplicaPool
+from rl.ppo import (
+    GatePPO,
+    build_algorithm,
+    current_policy,
+    restore_state,
+    save_state,
+    train_iteration,
+)
 from rl.rollouts import Asker, RolloutLog
 from rl.setup import prepare, problems_hash
 from rl.tuning.difficulty import choose_problems
@@ -47,7 +54,7 @@ KEEP_STATES = 2
 ACTING = "acting.safetensors"  # weights under which the rollouts after a saved state are made
 
 
-def run(config: RLConfig, ray_arguments: Mapping[str, Any]) -> Path:
+def run_tuning(config: RLConfig, ray_arguments: Mapping[str, Any]) -> Path:
     """Tunes the gates; gives the run's directory.
 
     Everything that can be refused is refused before the directory is made.
@@ -62,7 +69,7 @@ def run(config: RLConfig, ray_arguments: Mapping[str, Any]) -> Path:
     """
     directory = Path(config.storage).resolve() / config.name
     checkpoint, problems, observations, policy = prepare(config)
-    with locked_directory(directory):
+    with locked_run(directory):
         state = prepare_directory(directory, config, policy, problems)
         if is_complete(directory, config, state):
             print(f"run {config.name} is complete at iteration {state['iteration']}: {directory}")
@@ -143,7 +150,8 @@ def prepare_directory(
     }
     if states:
         saved = json.loads((states[-1] / "state.json").read_text(encoding="utf-8"))
-        check_same(saved, state, ("checkpoint", "problems"), f"run {config.name}")
+        inputs = {name: state[name] for name in ("checkpoint", "problems")}
+        check_same_inputs(saved, inputs, f"run {config.name}")
         state |= saved
     save_config(directory, config)
     return state
@@ -219,7 +227,7 @@ def train(
 def restore(config: RLConfig, directory: Path, algorithm: GatePPO, iteration: int) -> None:
     """Loads the newest saved state; asynchronously, begins the rollouts that were under way."""
     saved = saved_states(directory)[-1]
-    algorithm.restore_from_path(str(saved / "algorithm"))
+    restore_state(algorithm, saved)
     if config.asynchronous and iteration < config.iterations:
         algorithm.sampler.resume(iteration + 1, load_file(saved / ACTING))
 

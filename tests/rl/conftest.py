@@ -1,4 +1,5 @@
-"""A tiny checkpoint with a tokenizer, and a private Ray cluster for modules that ask for one."""
+"""A tiny checkpoint with a tokenizer, who asks it, and a private Ray cluster for modules that ask
+for one."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tiny_run import arguments_for
 from vllm_engines import ENGINES
 
 from evals.problems import load_problems
@@ -17,7 +19,7 @@ from mhc_model.settings import RaySettings
 from mhc_model.tokenizer import Tokenizer
 
 # Modules whose tests run over both engines.
-BOTH_ENGINES = {"test_pool", "test_rl_run"}
+BOTH_ENGINES = {"test_pool", "test_rl_config", "test_rl_setup", "test_tuning_run"}
 
 # Before any test module imports Ray, which reads the authentication mode then.
 RaySettings().init_arguments()
@@ -59,3 +61,22 @@ def ray_cluster() -> Iterator[None]:
     yield
     ray.shutdown()
     shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture
+def asker(checkpoint):
+    """Of an engine in the place of a pool, which counts its calls."""
+    from local_pools import CountingPool
+
+    from mhc_model import Engine
+    from rl.config import RLConfig
+    from rl.rollouts import Asker
+
+    engine = Engine.from_checkpoint(checkpoint, device="cpu")
+    config = RLConfig(name="t", checkpoint=str(checkpoint), max_tokens=6)
+    return Asker(CountingPool(engine), engine.tokenizer, config)
+
+
+@pytest.fixture
+def arguments(checkpoint, tmp_path, short_directory, engine_kind) -> list[str]:
+    return arguments_for(checkpoint, tmp_path, short_directory, engine_kind)

@@ -8,11 +8,10 @@ import pytest
 
 from mhc_model.settings import validate_settings
 from train.config import TrainConfig
-from train.data.corpus import Corpus, prepare_corpus
+from train.data import Corpus, prepare_corpus
 from train.launch import with_vocabulary
-from train.loop.process_group import ProcessGroup
-from train.loop.trainer import Persist, Trainer
-from train.records.run_directory import RunDirectory, step_name
+from train.loop import Persist, ProcessGroup, Trainer
+from train.records import RunDirectory, step_name
 
 # 16 blocks of 32 tokens a step and 156 blocks in all: an epoch ends within step 10.
 TINY = {

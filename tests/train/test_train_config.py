@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mhc_model.errors import ConfigError
-from mhc_model.settings import load_settings, parse_command_line, validate_settings
+from mhc_model.settings import differences, load_settings, parse_command_line, validate_settings
 from train.__main__ import main
-from train.config import TrainConfig, differing_fields
+from train.config import FREE_ON_RESUME, TrainConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SMALL = {
@@ -97,14 +97,19 @@ def test_overrides_reach_nested_fields():
     assert config.data.files == ("a.txt", "b.jsonl.gz")
 
 
+def differing(before, now):
+    found = differences(before.model_dump(), now.model_dump(), FREE_ON_RESUME)
+    return [str(difference) for difference in found]
+
+
 def test_resume_may_change_length_and_place_but_not_the_model():
     before = make()
     longer = make(
         steps=20, workers={"num_workers": 1}, ray={"num_cpus": 4}, keep_last=5, device_batch=2
     )
-    assert differing_fields(before, longer) == []
+    assert differing(before, longer) == []
     other = make(model=SMALL["model"] | {"n_layers": 3}, data={"builtin_levels": [2]}, seed=1)
-    assert differing_fields(before, other) == [
+    assert differing(before, other) == [
         "seed: 0 -> 1",
         "model.n_layers: 2 -> 3",
         "data.builtin_levels: (1,) -> (2,)",

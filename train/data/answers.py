@@ -23,7 +23,7 @@ from mhc_model.errors import ConfigError, DataError
 from mhc_model.tokenizer import Tokenizer
 from train.config import DataConfig
 from train.data.batches import Batches
-from train.data.corpus import Corpus, fingerprint, load_tokenizer, spread
+from train.data.corpus import Corpus, choose_tokenizer, fingerprint, spread
 from train.data.documents import is_held_out
 
 IGNORED = -1  # a target that is not learned
@@ -164,7 +164,7 @@ def prepare_answers(config: DataConfig) -> AnswerCorpus:
             f"{len(training)} training and {len(held_out)} held-out examples: both need at least "
             f"one; give more data, or another data.validation_share than {config.validation_share}"
         )
-    tokenizer = load_tokenizer(config, list(map(document, training)))
+    tokenizer = choose_tokenizer(config, list(map(document, training)))
     learned, evaluated = (tokenize(part, tokenizer) for part in (training, held_out))
     texts = tuple(map(document, held_out))
     content = fingerprint(learned.tokens, tokenizer, texts)
@@ -193,7 +193,7 @@ def tokenize(problems: Sequence[Problem], tokenizer: Tokenizer) -> Examples:
 
 
 def _split_problems(config: DataConfig) -> tuple[list[Problem], list[Problem]]:
-    """Training and held-out problems, chosen as `train.corpus` chooses documents."""
+    """Training and held-out problems, chosen as `prepare_corpus` chooses documents."""
     training: list[Problem] = []
     held_out: list[Problem] = []
     if config.builtin_levels:

@@ -91,7 +91,7 @@ def prepare_corpus(config: DataConfig) -> Corpus:
             f"least one; give more data, or another data.validation_share than "
             f"{config.validation_share}"
         )
-    tokenizer = load_tokenizer(config, training)
+    tokenizer = choose_tokenizer(config, training)
     tokens = _tokenize(training, tokenizer)
     return Corpus(
         tokens=tokens,
@@ -106,7 +106,7 @@ def _open_shards(config: DataConfig, location: str) -> Corpus:
     tokens = ShardedTokens(location, config.shards_cache)
     tokenizer = tokens.tokenizer()
     if config.tokenizer != "train":
-        named = load_tokenizer(config, ())
+        named = choose_tokenizer(config, ())
         if tokenizer_sha256(named) != tokens.manifest.tokenizer_sha256:
             raise DataError(
                 f"the shards in {location} were made with another tokenizer than {config.tokenizer}"
@@ -134,7 +134,7 @@ def _tokenize(documents: Sequence[str], tokenizer: Tokenizer) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def load_tokenizer(config: TokenizerChoice, documents: Iterable[str]) -> Tokenizer:
+def choose_tokenizer(config: TokenizerChoice, documents: Iterable[str]) -> Tokenizer:
     """The tokenizer that a configuration names, trained on `documents`, read once, if it says so.
 
     Raises:

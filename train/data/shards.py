@@ -27,15 +27,15 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow
 import pyarrow.fs
-from filelock import FileLock
 from pydantic import Field
 
 from mhc_model.errors import ConfigError, DataError
+from mhc_model.files import locked_directory
 from mhc_model.settings import Settings, validate_settings
 from mhc_model.tokenizer import Tokenizer
 
 FORMAT = 1
-MANIFEST, PLAN, BYTE_TABLE, TOKENIZER = (
+MANIFEST, BEGUN, BYTE_TABLE, TOKENIZER = (
     "manifest.json",
     "plan.json",
     "token_bytes.npy",
@@ -237,9 +237,8 @@ class ShardedTokens:
             return Path(self.path)
         base = Path(tempfile.gettempdir(), "mhc-shards") if self._cache is None else self._cache
         directory = Path(base, self.sha256[:16])
-        directory.mkdir(parents=True, exist_ok=True)
         # All workers of a machine ask at once; one copies.
-        with FileLock(directory / ".lock"):
+        with locked_directory(directory, taken=None):
             for entry in self.manifest.train:
                 target = directory / entry.file
                 size = entry.tokens * self.dtype.itemsize
@@ -282,11 +281,11 @@ class ShardedTokens:
             raise DataError(f"{self.location}/{file} cannot be read: {error}") from None
 
     def _read_manifest(self) -> bytes:
-        files = [f"{self.path}/{name}" for name in (MANIFEST, PLAN)]
-        manifest, plan = (
+        files = [f"{self.path}/{name}" for name in (MANIFEST, BEGUN)]
+        manifest, begun = (
             info.type == pyarrow.fs.FileType.File for info in self.filesystem.get_file_info(files)
         )
-        if not manifest and plan:
+        if not manifest and begun:
             raise DataError(
                 f"{self.location} is not prepared to the end; run python -m train.prepare again "
                 f"with the same options"

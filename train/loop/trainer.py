@@ -17,21 +17,24 @@ from torch.nn.parallel import DistributedDataParallel
 from mhc_model.checkpoint import load_checkpoint
 from mhc_model.decoder import Decoder
 from mhc_model.errors import MHCError
-from train.best import Best
 from train.config import TrainConfig
-from train.data.answers import AnswerBatches, AnswerCorpus
-from train.data.batches import Batches, ReadAhead
-from train.data.corpus import Corpus
+from train.data import AnswerBatches, AnswerCorpus, Batches, Corpus, ReadAhead
 from train.loop.hardware import device_peak_tflops, peak_memory
 from train.loop.objective import GateNoise, Objective, draw_gate_noise, noise_width
 from train.loop.optimizer import Optimizers, freeze_all_but_mhc
 from train.loop.process_group import ProcessGroup
 from train.loop.samples import write_samples
 from train.loop.validation import AnswerValidation, Validation
-from train.records.checkpoints import find_resume, load_step, save_step
-from train.records.metrics import MetricsLog, Progress
-from train.records.run_directory import RunDirectory
-from train.records.trackers import make_trackers
+from train.records import (
+    Best,
+    MetricsLog,
+    Progress,
+    RunDirectory,
+    find_resume,
+    load_step,
+    make_trackers,
+    save_step,
+)
 
 Persist = Callable[[int, dict[str, Any], Path | None], None]
 """persist(step, metrics, directory) stores a checkpoint as step-... of the run and returns when it

@@ -16,7 +16,7 @@ from mhc_model.errors import DataError
 from mhc_model.gates import GateValues, expand_gate_rows
 from mhc_model.routing import watch_routing
 from mhc_model.tokenizer import Tokenizer
-from train.data.answers import IGNORED, AnswerCorpus, pack
+from train.data import IGNORED, AnswerCorpus, pack
 from train.loop.process_group import ProcessGroup
 
 # Sequences of answers that are evaluated together.

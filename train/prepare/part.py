@@ -14,9 +14,8 @@ import pyarrow.fs
 
 from mhc_model.errors import DataError
 from mhc_model.tokenizer import Tokenizer
-from train.data.documents import is_held_out
-from train.data.shards import open_directory
-from train.prepare.sources import Part, Source
+from train.data import is_held_out, open_directory
+from train.prepare.sources import CorpusSource, Part
 
 PARTS = "parts"  # one JSON file a finished part, until the manifest is there
 FLUSH_TOKENS = 1 << 20
@@ -27,7 +26,7 @@ SPLITS = ("train", "validation")
 class Job:
     """What a task needs, besides its part; picklable."""
 
-    source: Source
+    source: CorpusSource
     tokenizer: Tokenizer
     dtype: str
     location: str

@@ -23,32 +23,32 @@ from typing import Any
 
 import numpy as np
 import pyarrow.fs
-from filelock import FileLock, Timeout
 
 from mhc_model.errors import ConfigError, DataError
+from mhc_model.files import locked_directory
+from mhc_model.settings import differences
 from mhc_model.tokenizer import Tokenizer
-from train.data.corpus import load_tokenizer
-from train.data.documents import is_held_out
-from train.data.shards import (
+from train.data import (
+    BEGUN,
     BYTE_TABLE,
     FORMAT,
     MANIFEST,
-    PLAN,
     TOKENIZER,
     Manifest,
     byte_table,
+    choose_tokenizer,
+    is_held_out,
     open_directory,
     tokenizer_sha256,
 )
 from train.prepare.config import PrepareConfig
 from train.prepare.part import PARTS, SPLITS, Job, write_file
-from train.prepare.sources import Part, Source, open_source
+from train.prepare.sources import CorpusSource, Part, open_source
 
 Execute = Callable[[Job, Mapping[int, Part]], Iterator[tuple[int, dict[str, Any]]]]
 """execute(job, parts) does job.write_part for every part, by number, and yields the records as they
 come, in any order."""
 
-LOCK = ".lock"
 # Seconds between two lines of progress.
 REPORT_EVERY = 5.0
 
@@ -80,20 +80,17 @@ def prepare(config: PrepareConfig, execute: Execute = one_after_another) -> Mani
         raise ConfigError(f"out {config.out!r} cannot be written: {error}") from None
     if not isinstance(filesystem, pyarrow.fs.LocalFileSystem):
         return _prepare(config, execute, filesystem, base)
-    try:
-        with FileLock(f"{base}/{LOCK}", timeout=0):
-            return _prepare(config, execute, filesystem, base)
-    except Timeout:
-        raise ConfigError(f"another train.prepare is at work in {config.out}") from None
+    with locked_directory(Path(base), f"another train.prepare is at work in {config.out}"):
+        return _prepare(config, execute, filesystem, base)
 
 
 def _prepare(
     config: PrepareConfig, execute: Execute, filesystem: pyarrow.fs.FileSystem, base: str
 ) -> Manifest:
-    plan = _read_json(filesystem, f"{base}/{PLAN}")
-    if plan is not None:
-        _check_same(config, plan)
-    source = open_source(config, None if plan is None else plan["revision"])
+    begun = _read_json(filesystem, f"{base}/{BEGUN}")
+    if begun is not None:
+        _check_same(config, begun)
+    source = open_source(config, None if begun is None else begun["revision"])
     parts = source.parts()
     settings = {
         "settings": config.deciding(),
@@ -101,24 +98,24 @@ def _prepare(
         "files": dict(source.files),
         "parts": [[list(piece) for piece in part] for part in parts],
     }
-    if plan is None:
+    if begun is None:
         tokenizer = _make_tokenizer(source, parts)
         _save_tokenizer(tokenizer, filesystem, base)
-        plan = {"format": FORMAT, "tokenizer": tokenizer_sha256(tokenizer), **settings}
-        write_file(filesystem, f"{base}/{PLAN}", _to_json(plan))
+        begun = {"format": FORMAT, "tokenizer": tokenizer_sha256(tokenizer), **settings}
+        write_file(filesystem, f"{base}/{BEGUN}", _to_json(begun))
     else:
-        if any(plan[key] != value for key, value in settings.items()):
+        if any(begun[key] != value for key, value in settings.items()):
             raise ConfigError(
                 f"the source has changed since {config.out} was begun (files, their sizes, or "
                 f"parts of them); delete that directory, or give another out"
             )
-        tokenizer = _load_tokenizer(config, filesystem, base, plan["tokenizer"])
+        tokenizer = _read_tokenizer(config, filesystem, base, begun["tokenizer"])
     manifest = _read_json(filesystem, f"{base}/{MANIFEST}")
     if manifest is None:
         dtype = "uint16" if tokenizer.vocab_size <= 2**16 else "uint32"
         job = Job(source, tokenizer, dtype, config.out)
         records = _write_parts(job, parts, execute, filesystem, base)
-        manifest = _make_manifest(job, plan, records)
+        manifest = _make_manifest(job, begun, records)
         write_file(filesystem, f"{base}/{BYTE_TABLE}", byte_table(tokenizer))
         write_file(filesystem, f"{base}/{MANIFEST}", _to_json(manifest))
     _clean_up(filesystem, base)
@@ -127,24 +124,22 @@ def _prepare(
     return result
 
 
-def _check_same(config: PrepareConfig, plan: Mapping[str, Any]) -> None:
-    now, before = config.deciding(), plan["settings"]
-    different = [f"{k}: {before.get(k)!r} -> {v!r}" for k, v in now.items() if before.get(k) != v]
-    if different:
+def _check_same(config: PrepareConfig, begun: Mapping[str, Any]) -> None:
+    if different := differences(begun["settings"], config.deciding()):
         raise ConfigError(
-            f"{config.out} was begun with other settings: {'; '.join(different)}; give the same, "
-            f"another out, or delete that directory"
+            f"{config.out} was begun with other settings: {'; '.join(map(str, different))}; give "
+            f"the same, another out, or delete that directory"
         )
 
 
-def _make_tokenizer(source: Source, parts: Sequence[Part]) -> Tokenizer:
+def _make_tokenizer(source: CorpusSource, parts: Sequence[Part]) -> Tokenizer:
     config = source.config
     if config.tokenizer == "train":
         print(f"training a tokenizer of {config.vocab_size} ids", flush=True)
-    return load_tokenizer(config, _sample(source, parts))
+    return choose_tokenizer(config, _sample(source, parts))
 
 
-def _sample(source: Source, parts: Sequence[Part]) -> Iterator[str]:
+def _sample(source: CorpusSource, parts: Sequence[Part]) -> Iterator[str]:
     """Training documents from the beginning of every part, `tokenizer_bytes` in all."""
     config = source.config
     total = 0
@@ -163,7 +158,7 @@ def _save_tokenizer(tokenizer: Tokenizer, filesystem: pyarrow.fs.FileSystem, bas
         write_file(filesystem, f"{base}/{TOKENIZER}/{name}", content)
 
 
-def _load_tokenizer(
+def _read_tokenizer(
     config: PrepareConfig, filesystem: pyarrow.fs.FileSystem, base: str, sha256: str
 ) -> Tokenizer:
     directory = Path(tempfile.mkdtemp(prefix="tokenizer-"))
@@ -217,7 +212,7 @@ def _finished(job: Job, filesystem: pyarrow.fs.FileSystem, base: str) -> dict[in
 
 
 def _make_manifest(
-    job: Job, plan: Mapping[str, Any], records: Sequence[Mapping[str, Any]]
+    job: Job, begun: Mapping[str, Any], records: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
     entries = {split: [r[split] for r in records if split in r] for split in SPLITS}
     if not all(entries.values()):
@@ -231,10 +226,10 @@ def _make_manifest(
         "format": FORMAT,
         "dtype": job.dtype,
         "vocab_size": job.tokenizer.vocab_size,
-        "tokenizer_sha256": plan["tokenizer"],
+        "tokenizer_sha256": begun["tokenizer"],
         "byte_table_sha256": hashlib.sha256(byte_table(job.tokenizer)).hexdigest(),
         "skipped": sum(record["skipped"] for record in records),
-        "settings": {**plan["settings"], "revision": plan["revision"]},
+        "settings": {**begun["settings"], "revision": begun["revision"]},
         **entries,
     }
 
@@ -242,7 +237,7 @@ def _make_manifest(
 def _clean_up(filesystem: pyarrow.fs.FileSystem, base: str) -> None:
     """Deletes the records, and what interrupted attempts have left."""
     for info in filesystem.get_file_info(pyarrow.fs.FileSelector(base)):
-        if ".tmp-" in info.base_name or info.base_name == LOCK:
+        if ".tmp-" in info.base_name:
             filesystem.delete_file(info.path)
         elif info.base_name == PARTS:
             filesystem.delete_dir(info.path)

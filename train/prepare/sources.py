@@ -12,7 +12,7 @@ import pyarrow
 import pyarrow.parquet
 
 from mhc_model.errors import DataError
-from train.data.documents import file_kind, read_documents, row_text
+from train.data import file_kind, read_documents, row_text
 from train.prepare.config import PrepareConfig
 
 # A .gz file holds about so many times its size of text; only small ones share a part.
@@ -41,7 +41,7 @@ Part = tuple[Piece, ...]
 
 
 @dataclass(frozen=True)
-class Source:
+class CorpusSource:
     """A source that was found.
 
     Attributes:
@@ -113,7 +113,7 @@ class Source:
             ) from error
 
 
-def open_source(config: PrepareConfig, revision: str | None = None) -> Source:
+def open_source(config: PrepareConfig, revision: str | None = None) -> CorpusSource:
     """Finds the source.
 
     Args:
@@ -128,7 +128,7 @@ def open_source(config: PrepareConfig, revision: str | None = None) -> Source:
         for path, size in files.items():
             if size == 0:
                 raise DataError(f"{path} is empty")
-        return Source(config, None, None, files)
+        return CorpusSource(config, None, None, files)
     name = config.source[0]
     # Imported here: the library takes seconds to import and only data sets need it.
     import datasets
@@ -147,7 +147,7 @@ def open_source(config: PrepareConfig, revision: str | None = None) -> Source:
         ) from error
     # The library asks the hub for the commit and puts it into the address of the files.
     commit = re.search(r"@([0-9a-f]{40})\b", builder.base_path or "")
-    return Source(config, commit and commit[1], data_set, {})
+    return CorpusSource(config, commit and commit[1], data_set, {})
 
 
 def _pieces(path: str, size: int) -> Iterator[tuple[Piece, int]]:

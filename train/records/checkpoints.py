@@ -1,4 +1,4 @@
-"""What a checkpoint holds beside the model, and where a run goes on.
+"""What a checkpoint holds beside the model, where a run goes on, and which checkpoint is the best.
 
 `step-000100/trainer/` has the optimizer's tensors and a few numbers, and nothing pickled. There is
 no state of a random generator or of a loader to save: the data of a step and its gate noise are
@@ -8,6 +8,7 @@ functions of (seed, step).
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +25,7 @@ from train.records.metrics import read_rows
 from train.records.run_directory import RunDirectory, step_name
 
 FORMAT = 1
+BEST = "best.json"
 # What a save that was cut off, or a lost file, leads to; another OSError can pass.
 ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
@@ -122,3 +124,36 @@ def find_resume(run: RunDirectory) -> Resume | None:
 def _is_first_save(run: RunDirectory, steps: list[int]) -> bool:
     """Whether the run was killed before its first checkpoint was whole: no step came after it."""
     return len(steps) == 1 and all(row["step"] <= steps[0] for row in read_rows(run))
+
+
+class Best:
+    """The saved step with the fewest bits per byte on held-out text; it is kept whatever its age.
+
+    Attributes:
+        step: None before there is one.
+        bits_per_byte: infinite before there is one.
+    """
+
+    def __init__(self, run: RunDirectory) -> None:
+        """Looks through the metrics of the steps that have a checkpoint; best.json follows."""
+        self.run = run
+        self.step: int | None = None
+        self.bits_per_byte = math.inf
+        saved = set(run.steps())
+        for row in read_rows(run):
+            if row["step"] in saved and row.get("val_bpb", math.inf) < self.bits_per_byte:
+                self.step, self.bits_per_byte = row["step"], row["val_bpb"]
+        if self.step is None:
+            run.delete_file(BEST)
+        else:
+            self._write()
+
+    def take(self, step: int, bits_per_byte: float) -> None:
+        """Hears of a step that was evaluated and saved; best.json names the best one so far."""
+        if bits_per_byte < self.bits_per_byte:
+            self.step, self.bits_per_byte = step, bits_per_byte
+            self._write()
+
+    def _write(self) -> None:
+        content = {"step": self.step, "val_bpb": self.bits_per_byte}
+        self.run.write_text(BEST, json.dumps(content) + "\n")

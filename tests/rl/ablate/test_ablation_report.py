@@ -1,0 +1,30 @@
+"""The tables, files and pictures of an ablation."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from outcomes import OUTCOMES
+
+from evals.statistics import wilson_interval
+from rl.ablate import write_report
+from rl.ablate.report import picture_entry
+
+
+def test_seeds_on_the_same_problems_do_not_count_as_more_problems(findings):
+    assert picture_entry(findings, "ppo:global") == {"accuracy": pytest.approx(5.5 / 8)}
+    low, high = wilson_interval(2, 8)
+    assert picture_entry(findings, "learned") == {"accuracy": 2 / 8, "wilson_95": [low, high]}
+
+
+def test_the_table_and_the_files(findings):
+    path = write_report(findings)
+    table = findings.arms_markdown().splitlines()
+    assert "68.8 %" in table[4]
+    assert "75.0 62.5" in table[4]
+    assert "best of 4 for each problem" in table[-1]
+    assert table[4] in path.read_text()
+    results = json.loads((path.parent / "results.json").read_text())
+    assert results["arms"]["ppo:global"]["accuracy"] == pytest.approx(5.5 / 8)
+    assert len(results["runs"]) == len(OUTCOMES)
