@@ -132,7 +132,7 @@ def compare(
     resamples: int = 10_000,
     seed: int = 0,
     token_cost: float | None = None,
-    only: Sequence[str] = (),
+    tasks: Sequence[str] = (),
 ) -> Comparison:
     """Compares results of `python -m evals`.
 
@@ -143,7 +143,7 @@ def compare(
         seed: of the draws.
         token_cost: C >= 0 in the reward of an answer, right (strict) - C * generated tokens; None
             leaves the reward out.
-        only: tasks to compare, which every run must have; empty takes all.
+        tasks: those to compare, which every run must have; empty takes all.
 
     Raises:
         DataError: if a file cannot be read.
@@ -157,7 +157,7 @@ def compare(
     rows: list[list[str]] = []
     tests: list[Test] = []
     unpaired: list[str] = []
-    for task in _common_tasks(runs, names, only):
+    for task in _common_tasks(runs, names, tasks):
         entries = [run["tasks"][task] for run in runs]
         _check_comparable(task, entries, names)
         samples = [_by_id(read_samples(path, task)) for path in paths]

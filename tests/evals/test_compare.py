@@ -122,7 +122,7 @@ def test_command(outs, tmp_path, capsys):
 
 
 def test_tokens_and_rewards_are_shown_and_tested(outs):
-    found = compare(outs[1:], ["A", "B"], token_cost=0.125, only=["gsm8k"])
+    found = compare(outs[1:], ["A", "B"], token_cost=0.125, tasks=["gsm8k"])
     tests = {test.metric: test for test in found.tests}
     assert list(tests) == ["strict", "flexible", "tokens per answer", "reward"]
     samples = [{row["id"]: row for row in read_samples(out, "gsm8k")} for out in outs[1:]]
@@ -145,7 +145,7 @@ def test_tokens_and_rewards_are_shown_and_tested(outs):
         mean = np.mean([row["tokens"] for row in run.values()])
         assert read_results(out)["tasks"]["gsm8k"]["mean_tokens"] == pytest.approx(mean)
     with pytest.raises(ConfigError, match="A has no arc_easy; its tasks are gsm8k, bpb"):
-        compare(outs[1:], ["A", "B"], only=["arc_easy"])
+        compare(outs[1:], ["A", "B"], tasks=["arc_easy"])
 
 
 def test_words_after_the_questions_are_no_other_problems(evaluate, outs):
