@@ -12,7 +12,7 @@ from evals.statistics import (
     mcnemar_exact,
     minimal_detectable_effect,
     paired_bootstrap,
-    paired_bootstrap_test,
+    paired_permutation,
 )
 
 TOKENS, REWARD = "tokens per answer", "reward"
@@ -30,8 +30,8 @@ class Test:
         holm_p: the test's p-value, corrected for all tests of the comparison.
         detectable: smallest difference that McNemar's test finds with probability 0.8 at these
             discordant problems; None where there are none, and for other metrics.
-        bootstrap_p: the p-value of a mean (tokens, reward); None for accuracies, and for bits per
-            byte, which have an interval only.
+        permutation_p: p-value of a difference of means (tokens, reward); None for accuracies, and
+            for bits per byte, which have an interval only.
     """
 
     task: str
@@ -42,19 +42,19 @@ class Test:
     mcnemar: McNemar | None = None
     holm_p: float | None = None
     detectable: float | None = None
-    bootstrap_p: float | None = None
+    permutation_p: float | None = None
 
     @property
     def p_value(self) -> float | None:
         """Before Holm's correction; None where there is an interval only."""
-        return self.bootstrap_p if self.mcnemar is None else self.mcnemar.p_value
+        return self.permutation_p if self.mcnemar is None else self.mcnemar.p_value
 
 
 LEGEND = (
     "Difference: second minus first, paired bootstrap. Won, lost: problems that only the second, "
-    "only the first run solved. p: McNemar, exact (tokens and reward: bootstrap); Holm: corrected "
-    "for all tests above. Detectable: the smallest difference found with probability 0.8 at this "
-    "number of discordant problems."
+    "only the first run solved. p: McNemar, exact, for accuracies; for other means a paired "
+    "permutation test. Holm: corrected for all tests of the table. Detectable: the smallest "
+    "difference found with probability 0.8 at this number of discordant problems."
 )
 
 
@@ -102,10 +102,10 @@ def mean_test(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> Test:
-    """Two runs on the same problems, at least two, by a number a problem; see `accuracy_test`."""
-    found = paired_bootstrap_test(*values, None, 0.95, resamples, seed)
-    p_value = found.p_value
-    return Test(task, metric, *names, found.difference, holm_p=p_value, bootstrap_p=p_value)
+    """As `accuracy_test`, of values that are no yes or no: tokens, rewards."""
+    difference = paired_bootstrap(*values, None, 0.95, resamples, seed)
+    p_value = paired_permutation(*values, seed=seed)
+    return Test(task, metric, *names, difference, holm_p=p_value, permutation_p=p_value)
 
 
 def corrected(tests: list[Test]) -> list[Test]:
@@ -123,9 +123,9 @@ def _test_row(test: Test) -> list[str]:
     if test.mcnemar is None:
         count = digits(test.metric)
         difference = f"{test.difference.value:+.{count}f} [{low:+.{count}f}, {high:+.{count}f}]"
-        if test.bootstrap_p is None:
+        if test.permutation_p is None:
             return [test.metric, pair, difference, "", "", "", ""]
-        p_values = [f"{test.bootstrap_p:.3g}", f"{test.holm_p:.3g}"]
+        p_values = [f"{test.permutation_p:.3g}", f"{test.holm_p:.3g}"]
         return [f"{test.task} {test.metric}", pair, difference, "", *p_values, ""]
     points = [100 * value for value in (test.difference.value, low, high)]
     detectable = "" if test.detectable is None else f"{100 * test.detectable:.1f}"

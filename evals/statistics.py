@@ -47,18 +47,6 @@ class Difference(NamedTuple):
     interval: Interval
 
 
-class MeanTest(NamedTuple):
-    """A paired comparison of two means.
-
-    Attributes:
-        difference: second minus first.
-        p_value: two-sided, of the same draws: below 0.05 where the 95 % interval leaves 0 out.
-    """
-
-    difference: Difference
-    p_value: float
-
-
 def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> Interval:
     """Wilson's score interval of a proportion (Wilson 1927), good for small n and near 0 and 1.
 
@@ -173,38 +161,6 @@ def paired_bootstrap(
     Raises:
         DataError: if the lengths differ or an argument is outside its range.
     """
-    value, means = _bootstrap(first, second, weights, confidence, resamples, seed)
-    return Difference(value, _percentiles(means, confidence))
-
-
-def paired_bootstrap_test(
-    first: Sequence[float],
-    second: Sequence[float],
-    weights: Sequence[float] | None = None,
-    confidence: float = 0.95,
-    resamples: int = 10_000,
-    seed: int = 0,
-) -> MeanTest:
-    """As `paired_bootstrap`, with a p-value: whether the two means differ.
-
-    It is twice the smaller share of draws on either side of 0, the least that so many draws can
-    show at least (0.0002 of 10,000). For 0 and 1 `mcnemar_exact` is exact.
-    """
-    value, means = _bootstrap(first, second, weights, confidence, resamples, seed)
-    below, above = int((means <= 0.0).sum()), int((means >= 0.0).sum())
-    p_value = min(1.0, 2 * (min(below, above) + 1) / (resamples + 1))
-    return MeanTest(Difference(value, _percentiles(means, confidence)), p_value)
-
-
-def _bootstrap(
-    first: Sequence[float],
-    second: Sequence[float],
-    weights: Sequence[float] | None,
-    confidence: float,
-    resamples: int,
-    seed: int,
-) -> tuple[float, np.ndarray]:
-    """The difference of the means, and that of every draw."""
     n = len(first)
     sizes = np.ones(n) if weights is None else np.asarray(weights, dtype=float)
     if not len(second) == len(sizes) == n or n < 2:
@@ -223,13 +179,45 @@ def _bootstrap(
         size = min(_RESAMPLES_AT_ONCE, resamples - start)
         drawn = random.multinomial(n, counts / n, size)  # (size, kinds)
         means.append((drawn @ kinds[0]) / (drawn @ kinds[1]))
-    return float(gained.sum() / sizes.sum()), np.concatenate(means)
-
-
-def _percentiles(means: np.ndarray, confidence: float) -> Interval:
     tail = 50.0 * (1.0 - confidence)
-    low, high = np.percentile(means, [tail, 100.0 - tail])
-    return Interval(float(low), float(high))
+    low, high = np.percentile(np.concatenate(means), [tail, 100.0 - tail])
+    return Difference(float(gained.sum() / sizes.sum()), Interval(float(low), float(high)))
+
+
+def paired_permutation(
+    first: Sequence[float], second: Sequence[float], resamples: int = 20_000, seed: int = 0
+) -> float:
+    """Fisher's test of paired means, by random signs: two-sided p-value.
+
+    Under the null hypothesis the difference on a problem is as likely with the other sign. The
+    p-value is the share of draws whose mean is at least as far from zero, the data themselves
+    among them, so it is at least 1 / (resamples + 1). The same arguments give the same p-value.
+
+    Args:
+        first: one number a problem.
+        second: the same of the other run, in the same order of problems.
+        resamples: at least 100.
+        seed: of the draws.
+
+    Raises:
+        DataError: if the lengths differ or there are fewer than 100 resamples.
+    """
+    if len(first) != len(second) or resamples < 100:
+        raise DataError(
+            f"paired results have {len(first)} and {len(second)} problems, to be drawn {resamples} "
+            f"times; lengths must be equal, draws at least 100"
+        )
+    gained = np.asarray(second, dtype=float) - np.asarray(first, dtype=float)
+    # Problems that differ alike are drawn together: how many of them keep the sign is binomial.
+    sizes, counts = np.unique(np.abs(gained[gained != 0.0]), return_counts=True)
+    least = abs(gained.sum()) * (1.0 - 1e-9)  # sums in another order round otherwise
+    random = np.random.default_rng(seed)
+    found = 1
+    for start in range(0, resamples, _RESAMPLES_AT_ONCE):
+        size = min(_RESAMPLES_AT_ONCE, resamples - start)
+        kept = random.binomial(counts, 0.5, (size, len(counts)))
+        found += int((np.abs((2 * kept - counts) @ sizes) >= least).sum())
+    return found / (resamples + 1)
 
 
 def minimal_detectable_effect(
