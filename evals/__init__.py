@@ -20,12 +20,14 @@ In the order in which they may import each other, from the ground up:
     run.py          one evaluation: `python -m evals`
     report/         one document of many runs: `python -m evals.report`
     harness/        lm-evaluation-harness beside it: `python -m evals.harness`
+    control/        what gates do to answers: `python -m evals.control`
 
 report/ and harness/ do not know each other. Who only reads problems or results needs no torch.
 """
 
 __all__ = [
     "compare",
+    "control",
     "gate_choice",
     "measure",
     "problems",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,6 +79,15 @@ def read_inputs(settings: EvalSettings) -> Inputs:
             inputs.choices[task] = choices.problems
             inputs.malformed[task] = choices.malformed
     return inputs
+
+
+def report_malformed(inputs: Inputs) -> None:
+    """Names the rows that were left out on standard error."""
+    for task, messages in inputs.malformed.items():
+        for message in messages:
+            print(f"{task}: {message}", file=sys.stderr)
+        if messages:
+            print(f"{task}: {len(messages)} malformed rows left out", file=sys.stderr)
 
 
 def make_plan(

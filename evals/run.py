@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from evals.measure import (
     projection_errors,
     with_iterations,
 )
-from evals.plans import Inputs, make_plan, read_inputs
+from evals.plans import make_plan, read_inputs, report_malformed
 from evals.replicas import Replicas
 from evals.results import read_measured, write_results
 from evals.settings import LATENCY, MEMORY, SCORED, SINKHORN, EvalSettings
@@ -44,7 +43,7 @@ def run(settings: EvalSettings) -> dict[str, Any]:
     """
     started = time.perf_counter()
     inputs = read_inputs(settings)
-    _report_malformed(inputs)
+    report_malformed(inputs)
     choice = GateChoice(settings.gates)
     engine = Engine.from_checkpoint(
         settings.checkpoint, max_batch=settings.max_batch, device=settings.device
@@ -246,11 +245,3 @@ def _describe(
 
 def _mean(vectors: Sequence[Sequence[float]]) -> list[float]:
     return [sum(column) / len(vectors) for column in zip(*vectors, strict=True)]
-
-
-def _report_malformed(inputs: Inputs) -> None:
-    for task, messages in inputs.malformed.items():
-        for message in messages:
-            print(f"{task}: {message}", file=sys.stderr)
-        if messages:
-            print(f"{task}: {len(messages)} malformed rows left out", file=sys.stderr)
