@@ -7,12 +7,12 @@ refused, saying what differs.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from pydantic import Field
 from tyro.conf import Positional
 
@@ -258,7 +258,7 @@ def _text_tests(
             continue
         sizes = [cuts[one][identity] for identity in ids]
         bits = [
-            [run[i]["nats"] / np.log(2.0) / size for i, size in zip(ids, sizes, strict=True)]
+            [run[i]["nats"] / math.log(2.0) / size for i, size in zip(ids, sizes, strict=True)]
             for run in (samples[one], samples[two])
         ]
         difference = paired_bootstrap(*bits, sizes, 0.95, resamples, seed)

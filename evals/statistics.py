@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from statistics import NormalDist
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from mhc_model.errors import DataError
 
 _RESAMPLES_AT_ONCE = 500  # bounds the memory where every problem is of its own kind
@@ -161,6 +159,8 @@ def paired_bootstrap(
     Raises:
         DataError: if the lengths differ or an argument is outside its range.
     """
+    import numpy as np  # not above: commands that show their help come by here
+
     n = len(first)
     sizes = np.ones(n) if weights is None else np.asarray(weights, dtype=float)
     if not len(second) == len(sizes) == n or n < 2:
@@ -207,6 +207,8 @@ def paired_permutation(
             f"paired results have {len(first)} and {len(second)} problems, to be drawn {resamples} "
             f"times; lengths must be equal, draws at least 100"
         )
+    import numpy as np
+
     gained = np.asarray(second, dtype=float) - np.asarray(first, dtype=float)
     # Problems that differ alike are drawn together: how many of them keep the sign is binomial.
     sizes, counts = np.unique(np.abs(gained[gained != 0.0]), return_counts=True)
