@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from statistics import NormalDist
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from mhc_model.errors import DataError
 
 _RESAMPLES_AT_ONCE = 500  # bounds the memory where every problem is of its own kind
@@ -97,6 +95,20 @@ def accuracy_entry(correct: int, n: int) -> dict[str, Any]:
     }
 
 
+def mean_entry(values: Sequence[float], resamples: int = 10_000, seed: int = 0) -> dict[str, Any]:
+    """A mean and its bootstrap interval, as result files have it; a single value has no interval.
+
+    Raises:
+        DataError: if there is no value.
+    """
+    if len(values) == 0:
+        raise DataError("there are no values to take the mean of")
+    if len(values) == 1:
+        return {"mean": float(values[0]), "bootstrap_95": None}
+    found = paired_bootstrap([0.0] * len(values), values, None, 0.95, resamples, seed)
+    return {"mean": found.value, "bootstrap_95": list(found.interval)}
+
+
 def mcnemar_exact(first: Sequence[bool], second: Sequence[bool]) -> McNemar:
     """McNemar's exact test: do two runs differ on the problems that only one of them solved?
 
@@ -147,6 +159,8 @@ def paired_bootstrap(
     Raises:
         DataError: if the lengths differ or an argument is outside its range.
     """
+    import numpy as np  # not above: commands that show their help come by here
+
     n = len(first)
     sizes = np.ones(n) if weights is None else np.asarray(weights, dtype=float)
     if not len(second) == len(sizes) == n or n < 2:
@@ -168,6 +182,44 @@ def paired_bootstrap(
     tail = 50.0 * (1.0 - confidence)
     low, high = np.percentile(np.concatenate(means), [tail, 100.0 - tail])
     return Difference(float(gained.sum() / sizes.sum()), Interval(float(low), float(high)))
+
+
+def paired_permutation(
+    first: Sequence[float], second: Sequence[float], resamples: int = 20_000, seed: int = 0
+) -> float:
+    """Fisher's test of paired means, by random signs: two-sided p-value.
+
+    Under the null hypothesis the difference on a problem is as likely with the other sign. The
+    p-value is the share of draws whose mean is at least as far from zero, the data themselves
+    among them, so it is at least 1 / (resamples + 1). The same arguments give the same p-value.
+
+    Args:
+        first: one number a problem.
+        second: the same of the other run, in the same order of problems.
+        resamples: at least 100.
+        seed: of the draws.
+
+    Raises:
+        DataError: if the lengths differ or there are fewer than 100 resamples.
+    """
+    if len(first) != len(second) or resamples < 100:
+        raise DataError(
+            f"paired results have {len(first)} and {len(second)} problems, to be drawn {resamples} "
+            f"times; lengths must be equal, draws at least 100"
+        )
+    import numpy as np
+
+    gained = np.asarray(second, dtype=float) - np.asarray(first, dtype=float)
+    # Problems that differ alike are drawn together: how many of them keep the sign is binomial.
+    sizes, counts = np.unique(np.abs(gained[gained != 0.0]), return_counts=True)
+    least = abs(gained.sum()) * (1.0 - 1e-9)  # sums in another order round otherwise
+    random = np.random.default_rng(seed)
+    found = 1
+    for start in range(0, resamples, _RESAMPLES_AT_ONCE):
+        size = min(_RESAMPLES_AT_ONCE, resamples - start)
+        kept = random.binomial(counts, 0.5, (size, len(counts)))
+        found += int((np.abs((2 * kept - counts) @ sizes) >= least).sum())
+    return found / (resamples + 1)
 
 
 def minimal_detectable_effect(

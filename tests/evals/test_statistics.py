@@ -9,15 +9,17 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binomtest, bootstrap, chi2
+from scipy.stats import binomtest, bootstrap, chi2, permutation_test
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
 from evals.statistics import (
     holm,
     mcnemar_exact,
+    mean_entry,
     minimal_detectable_effect,
     paired_bootstrap,
+    paired_permutation,
     standard_error,
     wilson_interval,
 )
@@ -123,6 +125,19 @@ def test_weighted_bootstrap_is_scipys():
     assert found.interval == pytest.approx((expected.low, expected.high), abs=0.012)
 
 
+def test_a_mean_and_its_interval_are_scipys():
+    values = np.random.default_rng(5).gamma(2.0, 10.0, size=50)
+    found = mean_entry(values, resamples=20_000)
+    expected = bootstrap(
+        (values,), np.mean, n_resamples=20_000, method="percentile", rng=np.random.default_rng(6)
+    ).confidence_interval
+    assert found["mean"] == pytest.approx(values.mean())
+    assert found["bootstrap_95"] == pytest.approx([expected.low, expected.high], abs=0.25)
+    assert mean_entry([3]) == {"mean": 3.0, "bootstrap_95": None}
+    with pytest.raises(DataError, match="no values"):
+        mean_entry([])
+
+
 @pytest.mark.parametrize("shares", [(0.48, 0.08, 0.12, 0.32), (0.25, 0.05, 0.11, 0.59)])
 def test_intervals_cover_what_they_promise(shares):
     """2,000 simulated comparisons of 400 problems: 95 % of the intervals hold the truth, ± 1."""
@@ -189,3 +204,41 @@ def test_holm_and_mcnemar_are_those_of_statsmodels():
 def test_arguments_of_the_tests(call, message):
     with pytest.raises(DataError, match=message):
         call()
+
+
+def test_permutation_is_scipys():
+    """Ten problems have 1,024 signs, all of which scipy tries."""
+    random = np.random.default_rng(4)
+    first = random.integers(0, 40, 10).astype(float)
+    second = first + random.choice([-30.0, -4.0, 0.0, 6.0, 36.0], 10)
+
+    def gain(x, y, axis):
+        return np.mean(y - x, axis=axis)
+
+    exact = permutation_test(
+        (first, second), gain, permutation_type="samples", n_resamples=np.inf, vectorized=True
+    )
+    assert paired_permutation(first.tolist(), second.tolist()) == pytest.approx(
+        exact.pvalue, abs=0.01
+    )
+    assert paired_permutation(second.tolist(), first.tolist()) == pytest.approx(
+        exact.pvalue, abs=0.01
+    ), "two-sided"
+
+
+def test_permutation_at_the_ends():
+    assert paired_permutation([1.0, 2.0], [1.0, 2.0]) == 1.0
+    many = [0.0] * 100, [1.0] * 100
+    assert paired_permutation(*many, resamples=999) == 1 / 1000
+    with pytest.raises(DataError, match="2 and 1 problems"):
+        paired_permutation([1.0, 2.0], [1.0])
+
+
+def test_permutation_holds_its_level():
+    """Of pairs that do not differ in the mean, one in twenty has a p-value below 0.05."""
+    random = np.random.default_rng(5)
+    found = []
+    for _ in range(400):
+        pairs = random.normal(size=(2, 30))
+        found.append(paired_permutation(*pairs.tolist(), resamples=400))
+    assert 0.02 < np.mean(np.array(found) < 0.05) < 0.09
