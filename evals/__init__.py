@@ -7,6 +7,7 @@ In the order in which they may import each other, from the ground up:
 
     settings.py     configuration of `python -m evals`, names of the tasks
     statistics.py   intervals and tests
+    paired.py       two runs on the same problems, tested
     problems/       where questions come from
     tasks/          what is asked of a model, and how answers are scored
     store.py        samples.jsonl while a run goes on
@@ -19,12 +20,14 @@ In the order in which they may import each other, from the ground up:
     run.py          one evaluation: `python -m evals`
     report/         one document of many runs: `python -m evals.report`
     harness/        lm-evaluation-harness beside it: `python -m evals.harness`
+    control/        what gates do to answers: `python -m evals.control`
 
 report/ and harness/ do not know each other. Who only reads problems or results needs no torch.
 """
 
 __all__ = [
     "compare",
+    "control",
     "gate_choice",
     "measure",
     "problems",

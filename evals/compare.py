@@ -7,28 +7,44 @@ refused, saying what differs.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from pydantic import Field
 from tyro.conf import Positional
 
-from evals.results import accuracies, markdown, percent, read_results, read_samples
-from evals.settings import BPB
-from evals.statistics import (
-    Difference,
-    McNemar,
-    holm,
-    mcnemar_exact,
-    minimal_detectable_effect,
-    paired_bootstrap,
-    paired_permutation,
+from evals.paired import (
+    LEGEND,
+    REWARD,
+    TOKENS,
+    Test,
+    accuracy_test,
+    corrected,
+    digits,
+    mean_test,
+    reward,
+    tests_rows,
 )
+from evals.results import accuracies, interval, markdown, percent, read_results, read_samples
+from evals.settings import BPB, N_SHOT
+from evals.statistics import mean_entry, paired_bootstrap
 from mhc_model.errors import ConfigError
 from mhc_model.settings import Settings, parse_command_line, reports_errors
+
+__all__ = [
+    "LEGEND",
+    "CompareSettings",
+    "Comparison",
+    "Test",
+    "accuracy_test",
+    "compare",
+    "corrected",
+    "mean_test",
+    "tests_rows",
+]
 
 # What must agree between runs, and how a disagreement is put.
 _COMPARABLE = {
@@ -50,39 +66,15 @@ class CompareSettings(Settings):
         min_length=1, description="results.json files or their directories"
     )
     labels: tuple[str, ...] = Field((), description="names of the columns; none names the files")
+    tasks: tuple[str, ...] = Field((), description="compare these only; none compares all")
+    token_cost: float | None = Field(
+        None,
+        ge=0.0,
+        description="C in the reward of an answer, right (strict) - C * generated tokens; none "
+        "shows no reward",
+    )
     resamples: int = Field(10_000, ge=100, description="draws of each bootstrap interval")
     seed: int = Field(0, ge=0, description="of the draws")
-
-
-@dataclass(frozen=True)
-class Test:
-    """Two runs on one metric.
-
-    Attributes:
-        task, metric: what was scored.
-        first, second: labels of the runs.
-        difference: second minus first, with its bootstrap interval.
-        mcnemar: the exact test of an accuracy; None for others.
-        holm_p: the p-value, corrected for all tests of the comparison.
-        detectable: smallest difference that McNemar's test finds with probability 0.8 at these
-            discordant problems; None where there are none, and without that test.
-        permutation_p: p-value of a difference of means; None for accuracies and bits per byte.
-    """
-
-    task: str
-    metric: str
-    first: str
-    second: str
-    difference: Difference
-    mcnemar: McNemar | None = None
-    holm_p: float | None = None
-    detectable: float | None = None
-    permutation_p: float | None = None
-
-    @property
-    def p_value(self) -> float | None:
-        """Before correction; None for bits per byte, which have an interval only."""
-        return self.permutation_p if self.mcnemar is None else self.mcnemar.p_value
 
 
 @dataclass(frozen=True)
@@ -116,28 +108,20 @@ class Comparison:
         return "\n\n".join([*parts, *self.unpaired])
 
 
-LEGEND = (
-    "Difference: second minus first, paired bootstrap. Won, lost: problems that only the second, "
-    "only the first run solved. p: McNemar, exact, for accuracies; for other means a paired "
-    "permutation test. Holm: corrected for all tests of the table. "
-    "Detectable: the smallest difference found with probability 0.8 at this number of discordant "
-    "problems."
-)
-
-
-def tests_rows(tests: Sequence[Test]) -> tuple[list[str], list[list[str]]]:
-    """Header and a row a test; differences in percentage points, or bits per byte."""
-    header = ["metric", "runs", "difference [95 %]", "won, lost", "p", "p, Holm", "detectable"]
-    return header, [_test_row(test) for test in tests]
-
-
 @reports_errors
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0, or 2 after an error that the user can mend."""
     settings = parse_command_line(
         CompareSettings, "evals.compare", "Compares results of python -m evals.", argv
     )
-    found = compare(settings.results, settings.labels, settings.resamples, settings.seed)
+    found = compare(
+        settings.results,
+        settings.labels,
+        settings.resamples,
+        settings.seed,
+        settings.token_cost,
+        settings.tasks,
+    )
     print(found.text())
     return 0
 
@@ -147,6 +131,8 @@ def compare(
     labels: Sequence[str] = (),
     resamples: int = 10_000,
     seed: int = 0,
+    token_cost: float | None = None,
+    tasks: Sequence[str] = (),
 ) -> Comparison:
     """Compares results of `python -m evals`.
 
@@ -155,6 +141,9 @@ def compare(
         labels: one a run; empty takes the names of the directories.
         resamples: draws of each bootstrap interval.
         seed: of the draws.
+        token_cost: C >= 0 in the reward of an answer, right (strict) - C * generated tokens; None
+            leaves the reward out.
+        tasks: those to compare, which every run must have; empty takes all.
 
     Raises:
         DataError: if a file cannot be read.
@@ -168,7 +157,7 @@ def compare(
     rows: list[list[str]] = []
     tests: list[Test] = []
     unpaired: list[str] = []
-    for task in _common_tasks(runs, names):
+    for task in _common_tasks(runs, names, tasks):
         entries = [run["tasks"][task] for run in runs]
         _check_comparable(task, entries, names)
         samples = [_by_id(read_samples(path, task)) for path in paths]
@@ -179,44 +168,19 @@ def compare(
         for metric in accuracies(entries[0]):
             rows.append([f"{task} {metric}", *(percent(entry[metric]) for entry in entries)])
             tests += _accuracy_tests(task, metric, samples, names, resamples, seed)
+        if any("words" in entry for entry in entries):
+            rows.append([f"{task} words", *(entry.get("words", "") for entry in entries)])
+        if task not in N_SHOT:
+            continue
+        for metric, values in _means(samples, token_cost).items():
+            means = [mean_entry(list(run.values()), resamples, seed) for run in values]
+            rows.append([f"{task} {metric}", *(interval(mean, digits(metric)) for mean in means)])
+            tests += _mean_tests(task, metric, values, names, resamples, seed)
     return Comparison(names, runs, rows, corrected(tests), unpaired)
 
 
 def _by_id(samples: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return {sample["id"]: sample for sample in samples}
-
-
-def accuracy_test(
-    task: str,
-    metric: str,
-    names: tuple[str, str],
-    solved: tuple[Sequence[bool], Sequence[bool]],
-    resamples: int = 10_000,
-    seed: int = 0,
-) -> Test:
-    """Two runs on the same problems, at least two; Holm's correction is `corrected`'s to make.
-
-    Args:
-        task, metric: what was scored.
-        names: of the first run and the second.
-        solved: whether each run solved each problem, in the same order.
-        resamples: draws of the bootstrap interval.
-        seed: of the draws.
-    """
-    first, second = solved
-    paired = mcnemar_exact(first, second)
-    difference = paired_bootstrap(first, second, None, 0.95, resamples, seed)
-    share = (paired.only_first + paired.only_second) / len(first)
-    detectable = minimal_detectable_effect(len(first), share) if share else None
-    return Test(task, metric, *names, difference, paired, paired.p_value, detectable)
-
-
-def mean_test(
-    task: str, metric: str, names: tuple[str, str], values: tuple[Sequence[float], Sequence[float]]
-) -> Test:
-    """As `accuracy_test`, of values that are no yes or no: tokens, rewards."""
-    difference = paired_bootstrap(*values)
-    return Test(task, metric, *names, difference, permutation_p=paired_permutation(*values))
 
 
 def _accuracy_tests(
@@ -234,6 +198,39 @@ def _accuracy_tests(
     return [
         accuracy_test(
             task, metric, (names[one], names[two]), (solved[one], solved[two]), resamples, seed
+        )
+        for one, two in itertools.combinations(range(len(names)), 2)
+    ]
+
+
+def _means(
+    samples: Sequence[dict[str, dict[str, Any]]], token_cost: float | None
+) -> dict[str, list[dict[str, float]]]:
+    """By metric and run: a number for every problem."""
+    found = {TOKENS: [{i: float(row["tokens"]) for i, row in run.items()} for run in samples]}
+    if token_cost is not None:
+        found[REWARD] = [
+            {i: reward(row["strict"], row["tokens"], token_cost) for i, row in run.items()}
+            for run in samples
+        ]
+    return found
+
+
+def _mean_tests(
+    task: str,
+    metric: str,
+    values: Sequence[dict[str, float]],
+    names: Sequence[str],
+    resamples: int,
+    seed: int,
+) -> list[Test]:
+    ids = list(values[0])
+    if len(ids) < 2:
+        return []
+    ordered = [[run[identity] for identity in ids] for run in values]
+    return [
+        mean_test(
+            task, metric, (names[one], names[two]), (ordered[one], ordered[two]), resamples, seed
         )
         for one, two in itertools.combinations(range(len(names)), 2)
     ]
@@ -261,7 +258,7 @@ def _text_tests(
             continue
         sizes = [cuts[one][identity] for identity in ids]
         bits = [
-            [run[i]["nats"] / np.log(2.0) / size for i, size in zip(ids, sizes, strict=True)]
+            [run[i]["nats"] / math.log(2.0) / size for i, size in zip(ids, sizes, strict=True)]
             for run in (samples[one], samples[two])
         ]
         difference = paired_bootstrap(*bits, sizes, 0.95, resamples, seed)
@@ -269,38 +266,17 @@ def _text_tests(
     return tests
 
 
-def corrected(tests: list[Test]) -> list[Test]:
-    """The tests with Holm's p-values, corrected for all of them together."""
-    positions = [i for i, test in enumerate(tests) if test.p_value is not None]
-    p_values = [test.p_value for test in tests if test.p_value is not None]
-    adjusted = dict(zip(positions, holm(p_values), strict=True))
-    return [
-        Test(**{**vars(test), "holm_p": adjusted.get(index)}) for index, test in enumerate(tests)
-    ]
-
-
-def _test_row(test: Test) -> list[str]:
-    low, high = test.difference.interval
-    pair = f"{test.second} - {test.first}"
-    if test.mcnemar is None:
-        difference = f"{test.difference.value:+.4f} [{low:+.4f}, {high:+.4f}]"
-        metric = test.metric if test.p_value is None else f"{test.task} {test.metric}"
-        found = [test.p_value, test.holm_p]
-        return [metric, pair, difference, "", *("" if p is None else f"{p:.3g}" for p in found), ""]
-    points = [100 * value for value in (test.difference.value, low, high)]
-    detectable = "" if test.detectable is None else f"{100 * test.detectable:.1f}"
-    return [
-        f"{test.task} {test.metric}",
-        pair,
-        f"{points[0]:+.1f} [{points[1]:+.1f}, {points[2]:+.1f}]",
-        f"{test.mcnemar.only_second}, {test.mcnemar.only_first}",
-        f"{test.mcnemar.p_value:.3g}",
-        f"{test.holm_p:.3g}",
-        detectable,
-    ]
-
-
-def _common_tasks(runs: Sequence[dict[str, Any]], names: Sequence[str]) -> list[str]:
+def _common_tasks(
+    runs: Sequence[dict[str, Any]], names: Sequence[str], only: Sequence[str]
+) -> list[str]:
+    if only:
+        for run, name in zip(runs, names, strict=True):
+            missing = [task for task in only if task not in run["tasks"]]
+            if missing:
+                raise ConfigError(
+                    f"{name} has no {', '.join(missing)}; its tasks are {', '.join(run['tasks'])}"
+                )
+        return list(only)
     tasks = list(runs[0]["tasks"])
     for run, name in zip(runs, names, strict=True):
         if set(run["tasks"]) != set(tasks):
@@ -315,15 +291,22 @@ def _check_comparable(task: str, entries: Sequence[dict[str, Any]], names: Seque
     fields = _COMPARABLE_TEXT if task == BPB else _COMPARABLE
     for entry, name in zip(entries[1:], names[1:], strict=True):
         differing = [
-            f"{words}: {entries[0].get(field)} and {entry.get(field)}"
+            f"{words}: {_fact(entries[0], field)} and {_fact(entry, field)}"
             for field, words in fields.items()
-            if entry.get(field) != entries[0].get(field)
+            if _fact(entry, field) != _fact(entries[0], field)
         ]
         if differing:
             raise ConfigError(
                 f"{task} of {names[0]} and of {name} are not comparable; they differ in "
                 + "; ".join(differing)
             )
+
+
+def _fact(entry: dict[str, Any], field: str) -> Any:
+    """A fact of a task; prompts that differ by words after the questions are the same problems."""
+    if field == "prompts_sha256":
+        return entry.get("problems_sha256", entry.get(field))
+    return entry.get(field)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 from evals.gate_choice import GateChoice
-from evals.problems import BUILTIN, Problem, load_problems, read_problems
+from evals.problems import BUILTIN, Problem, load_problems, read_problems, with_words
 from evals.settings import BPB, CHOICE_TASKS, N_SHOT, EvalSettings
 from evals.tasks import (
     CHOICE_ROWS,
@@ -80,6 +81,15 @@ def read_inputs(settings: EvalSettings) -> Inputs:
     return inputs
 
 
+def report_malformed(inputs: Inputs) -> None:
+    """Names the rows that were left out on standard error."""
+    for task, messages in inputs.malformed.items():
+        for message in messages:
+            print(f"{task}: {message}", file=sys.stderr)
+        if messages:
+            print(f"{task}: {len(messages)} malformed rows left out", file=sys.stderr)
+
+
 def make_plan(
     task: str, settings: EvalSettings, inputs: Inputs, choice: GateChoice, engine: Engine
 ) -> Plan | TextPlan:
@@ -97,14 +107,16 @@ def make_plan(
         rows = _rows(choice, engine, problems, lambda p: choice_context(engine, p, bos))
         plan = choice_plan(task, engine, problems, rows, bos)
     else:
-        shots = inputs.shots[task]
+        shots, words = inputs.shots[task], settings.words
+        asked = [with_words(shot, words) for shot in shots]
         rows = _rows(
             choice,
             engine,
             inputs.problems,
-            lambda p: prompt_tokens(engine.tokenizer, p, shots, bos),
+            lambda p: prompt_tokens(engine.tokenizer, with_words(p, words), asked, bos),
         )
-        plan = gsm8k_plan(task, engine, inputs.problems, rows, shots, settings.max_tokens, bos)
+        limit = settings.max_tokens
+        plan = gsm8k_plan(task, engine, inputs.problems, rows, shots, limit, bos, words)
     plan.facts["malformed"] = inputs.malformed[task]
     plan.facts["gates_sha256"] = _gates_hash(rows)
     return plan

@@ -69,6 +69,20 @@ def percent(entry: Mapping[str, Any]) -> str:
     return f"{100 * entry['accuracy']:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
 
 
+def interval(entry: Mapping[str, Any], digits: int = 2) -> str:
+    """`23.10 [21.80, 24.40]` of a mean."""
+    mean = f"{entry['mean']:.{digits}f}"
+    if entry["bootstrap_95"] is None:
+        return mean
+    low, high = entry["bootstrap_95"]
+    return f"{mean} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def mean_tokens(entry: Mapping[str, Any]) -> float | None:
+    """Generated tokens per answer of a task's entry; None for tasks that generate nothing."""
+    return entry["generated_tokens"] / entry["n"] if "generated_tokens" in entry else None
+
+
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table with padded columns, the first one left-aligned, the others right."""
     cells = [list(header), *map(list, rows)]
@@ -90,6 +104,9 @@ def results_table(results: Mapping[str, Any]) -> str:
             rows.append([name, "bits per byte", f"{task['bits_per_byte']:.4f}", ""])
         for metric in accuracies(task):
             rows.append([name, metric, percent(task[metric]), str(task["n"])])
+        tokens = mean_tokens(task)
+        if tokens is not None:
+            rows.append([name, "tokens per answer", f"{tokens:.2f}", str(task["n"])])
         notes += _notes(name, task)
     parts = [markdown(["task", "metric", "value [Wilson 95 %]", "n"], rows)] if rows else []
     parts += notes

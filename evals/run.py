@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from evals.measure import (
     projection_errors,
     with_iterations,
 )
-from evals.plans import Inputs, make_plan, read_inputs
+from evals.plans import make_plan, read_inputs, report_malformed
 from evals.replicas import Replicas
 from evals.results import read_measured, write_results
 from evals.settings import LATENCY, MEMORY, SCORED, SINKHORN, EvalSettings
@@ -44,13 +43,14 @@ def run(settings: EvalSettings) -> dict[str, Any]:
     """
     started = time.perf_counter()
     inputs = read_inputs(settings)
-    _report_malformed(inputs)
+    report_malformed(inputs)
     choice = GateChoice(settings.gates)
     engine = Engine.from_checkpoint(
         settings.checkpoint, max_batch=settings.max_batch, device=settings.device
     )
     if engine.tokenizer is None:
         raise CheckpointError(f"{settings.checkpoint} has no tokenizer; evaluation needs one")
+    choice.check(engine)
     scored = [task for task in settings.tasks if task in SCORED]
     plans = {task: make_plan(task, settings, inputs, choice, engine) for task in scored}
     variants = _sinkhorn_engines(settings, engine)
@@ -222,17 +222,26 @@ def _identity(
 def _describe(
     choice: GateChoice, engine: Engine, samples: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
-    """What the gates were: in words, and their mean over the samples for each sublayer."""
+    """What the gates were: as asked for, and in numbers for each sublayer.
+
+    Those of a policy are means over the samples. `answer_mean` is there where answers had others.
+    """
     if engine.model.config.mhc is None:
         return {"description": "none: a plain model", "mean": None}
-    vectors = [sample["gates"] for sample in samples if sample.get("gates") is not None]
-    mean = [round(sum(column) / len(vectors), 6) for column in zip(*vectors, strict=True)]
-    return {"description": choice.argument, "mean": mean or None}
+    fixed = choice.fixed(engine)
+    if fixed is not None:
+        means = fixed.view(-1, fixed.shape[-1]).tolist()
+    else:
+        ran = [sample for sample in samples if sample.get("gates") is not None]
+        means = [_mean([sample["gates"] for sample in ran])]
+        if any(sample.get("answer_gates") for sample in ran):
+            answers = [sample.get("answer_gates") or sample["gates"] for sample in ran]
+            means.append(_mean(answers))
+    described = {"description": choice.argument}
+    for name, mean in zip(("mean", "answer_mean"), means, strict=False):
+        described[name] = [round(value, 6) for value in mean] or None
+    return described
 
 
-def _report_malformed(inputs: Inputs) -> None:
-    for task, messages in inputs.malformed.items():
-        for message in messages:
-            print(f"{task}: {message}", file=sys.stderr)
-        if messages:
-            print(f"{task}: {len(messages)} malformed rows left out", file=sys.stderr)
+def _mean(vectors: Sequence[Sequence[float]]) -> list[float]:
+    return [sum(column) / len(vectors) for column in zip(*vectors, strict=True)]

@@ -54,8 +54,8 @@ class EvalSettings(Settings):
     )
     gates: str = Field(
         "learned",
-        description="learned; a number; 1, L or 2L numbers separated by commas; FILE.json; or "
-        "policy:DIR",
+        description="learned; a number; 1, L or 2L numbers separated by commas; the name of a "
+        "behaviour of the model; two of these as PROMPT:ANSWER; FILE.json; or policy:DIR",
     )
     tasks: tuple[str, ...] = Field(
         ("gsm8k",), min_length=1, description=f"one or more of {', '.join(TASKS)}"
@@ -67,6 +67,12 @@ class EvalSettings(Settings):
     )
     limit: int | None = Field(None, ge=1, description="the first N problems; none takes all")
     seed: int = Field(0, ge=0, description="of the built-in problems")
+    words: str | None = Field(
+        None,
+        min_length=1,
+        description="put in brackets after every question of gsm8k and gsm8k_8shot, worked "
+        "examples included: asks a plain model for what it was trained to do at these words",
+    )
     shots_data: str | None = Field(
         None,
         description="worked examples of gsm8k_8shot, its first 8; none is the training split of "
@@ -108,6 +114,15 @@ class EvalSettings(Settings):
         if SINKHORN in value and not any(name in SCORED for name in value):
             raise ValueError(f"{SINKHORN} needs a task to score: {', '.join(SCORED)}")
         return value
+
+    @model_validator(mode="after")
+    def _check_words(self) -> EvalSettings:
+        if self.words is not None and not any(name in N_SHOT for name in self.tasks):
+            raise ValueError(
+                f"words are {self.words!r}, but none of the tasks has questions to put them after: "
+                f"add {' or '.join(N_SHOT)}, or leave them out"
+            )
+        return self
 
     @field_validator("sinkhorn_iterations")
     @classmethod

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from statistics import NormalDist
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from mhc_model.errors import DataError
 
 _RESAMPLES_AT_ONCE = 500  # bounds the memory where every problem is of its own kind
@@ -97,6 +95,20 @@ def accuracy_entry(correct: int, n: int) -> dict[str, Any]:
     }
 
 
+def mean_entry(values: Sequence[float], resamples: int = 10_000, seed: int = 0) -> dict[str, Any]:
+    """A mean and its bootstrap interval, as result files have it; a single value has no interval.
+
+    Raises:
+        DataError: if there is no value.
+    """
+    if len(values) == 0:
+        raise DataError("there are no values to take the mean of")
+    if len(values) == 1:
+        return {"mean": float(values[0]), "bootstrap_95": None}
+    found = paired_bootstrap([0.0] * len(values), values, None, 0.95, resamples, seed)
+    return {"mean": found.value, "bootstrap_95": list(found.interval)}
+
+
 def mcnemar_exact(first: Sequence[bool], second: Sequence[bool]) -> McNemar:
     """McNemar's exact test: do two runs differ on the problems that only one of them solved?
 
@@ -147,6 +159,8 @@ def paired_bootstrap(
     Raises:
         DataError: if the lengths differ or an argument is outside its range.
     """
+    import numpy as np  # not above: commands that show their help come by here
+
     n = len(first)
     sizes = np.ones(n) if weights is None else np.asarray(weights, dtype=float)
     if not len(second) == len(sizes) == n or n < 2:
@@ -193,6 +207,8 @@ def paired_permutation(
             f"paired results have {len(first)} and {len(second)} problems, to be drawn {resamples} "
             f"times; lengths must be equal, draws at least 100"
         )
+    import numpy as np
+
     gained = np.asarray(second, dtype=float) - np.asarray(first, dtype=float)
     # Problems that differ alike are drawn together: how many of them keep the sign is binomial.
     sizes, counts = np.unique(np.abs(gained[gained != 0.0]), return_counts=True)

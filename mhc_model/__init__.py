@@ -20,8 +20,8 @@ The rooms, each of which imports only what stands before it:
 
 And what stands on them: policy.py (gates from a prompt), generation.py and engines.py (text from
 text, engines by name), conversion/ (pretrained models in and out), recursion/ (long texts),
-huggingface.py and vllm_plugin/ (the model in transformers and vLLM). sinkhorn.py and kernels.py are
-short names for a part of streams/.
+huggingface.py and vllm_plugin/ (the model in transformers and vLLM), commands/ (`python -m
+mhc_model`). sinkhorn.py and kernels.py are short names for a part of streams/.
 
 Names are loaded when they are first used: a command that only reads its settings needs no torch.
 """

@@ -154,9 +154,10 @@ def _describe_gates(card: ModelCard) -> str:
     if card.learned_gates is None:
         return "none, this model is plain (mhc: null)"
     low, high = min(card.learned_gates), max(card.learned_gates)
-    policy = ', "policy"' if card.policy else ""
+    names = [*(["policy"] if card.policy else []), *(each.name for each in card.behaviours)]
+    listed = "".join(f', "{name}"' for name in names)
     return (
-        f'"learned" ({low:.3f} to {high:.3f}){policy}, or numbers, {allowed_gates(card.n_layers)}'
+        f'"learned" ({low:.3f} to {high:.3f}){listed}, or numbers, {allowed_gates(card.n_layers)}'
     )
 
 

@@ -13,9 +13,16 @@ from torch import Tensor
 from mhc_model.config import ModelConfig
 from mhc_model.engine import EngineBase
 from mhc_model.errors import GateError
-from mhc_model.gates import gate_names, gates_hash
+from mhc_model.gates import gate_names
 from mhc_model.routing import PromptRouting, TokenRouting, prompt_routing
-from serve.completions import Body, Gates, GatesSource
+from serve.completions import (
+    GATES_FORMS,
+    BehaviourCard,
+    Body,
+    ChosenGates,
+    Gates,
+    GatesSource,
+)
 from serve.errors import APIError, error_responses
 from serve.monitoring import trace_of
 from serve.service import CompletionService
@@ -55,10 +62,7 @@ class RoutingRequest(Body):
 
     model: str | None = Field(None, description="the served name, the checkpoint's path or hash")
     prompt: Prompt = Field(description="one prompt, as text or token ids")
-    gates: Gates = Field(
-        None,
-        description="a number, 1, L or 2L numbers in [0, 1], 'learned' (the default) or 'policy'",
-    )
+    gates: Gates = Field(None, description=f"{GATES_FORMS}; the prompt's are used")
     per_token: bool = Field(False, description="figures of each token in place of their means")
 
 
@@ -90,6 +94,7 @@ class RoutingResponse(BaseModel):
     checkpoint: str = Field(description="content hash of the weights")
     gates: list[float] = Field(description="the 2L gates used")
     gates_source: GatesSource | None
+    behaviour: str | None = Field(description="its name, where the source is one")
     token_ids: list[int]
     tokens: list[str] = Field(description="each token as text")
     n_streams: int
@@ -115,6 +120,7 @@ class GatesDescription(BaseModel):
     minimum: float = 0.0
     maximum: float = 1.0
     policy: bool = Field(description='whether gates may be "policy"')
+    behaviours: list[BehaviourCard] = Field(description="whose names gates may be")
 
 
 def routing_routes(service: CompletionService, router: APIRouter) -> APIRouter:
@@ -155,6 +161,7 @@ def describe_gates(service: CompletionService) -> GatesDescription:
         learned=card.learned_gates,
         allowed_lengths=sorted({1, config.n_layers, config.n_gates}) if names else [],
         policy=card.policy,
+        behaviours=card.behaviours,
     )
 
 
@@ -172,20 +179,20 @@ async def answer_routing(
     config = service.config
     if config.mhc is None:
         raise GateError("this model is plain (mhc: null): it has no streams, gates or routing")
-    tokens, gates, source = await asyncio.to_thread(
+    tokens, chosen = await asyncio.to_thread(
         service.preparer.prompt_and_gates, body.prompt, body.gates
     )
     if body.per_token:
         _check_size(len(tokens), config)
     trace = trace_of(request)
-    trace.prompt_tokens, trace.gates_source = len(tokens), source
-    trace.gates_hash = None if gates is None else gates_hash(gates)
+    trace.prompt_tokens = len(tokens)
+    trace.used_gates(chosen.hash, chosen.labels)
 
     def run(engine: EngineBase) -> PromptRouting:
-        return prompt_routing(engine.model, tokens, gates)
+        return prompt_routing(engine.model, tokens, chosen.prompts[0])
 
     found = await service.run(run)
-    answer = await asyncio.to_thread(_response, service, body, tokens, found, source)
+    answer = await asyncio.to_thread(_response, service, body, tokens, found, chosen)
     return Response(answer, media_type="application/json")
 
 
@@ -212,14 +219,15 @@ def _response(
     body: RoutingRequest,
     tokens: list[int],
     found: PromptRouting,
-    source: GatesSource | None,
+    chosen: ChosenGates,
 ) -> str:
     names = gate_names(service.config.n_layers)
     return RoutingResponse(
         model=service.card.id,
         checkpoint=service.card.checkpoint,
         gates=found.gates.tolist(),
-        gates_source=source,
+        gates_source=chosen.origin.source,
+        behaviour=chosen.origin.behaviour,
         token_ids=tokens,
         tokens=[service.identity.names.names[token] for token in tokens],
         n_streams=found.sublayers[0].pre.shape[-1],

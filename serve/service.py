@@ -37,6 +37,7 @@ from serve.completions import (
     Ready,
     ResponseWriter,
     TokenNames,
+    behaviour_cards,
     on_disconnect,
 )
 from serve.errors import APIError, timed_out, unavailable
@@ -229,8 +230,7 @@ class CompletionService:
     ) -> Response:
         trace = trace_of(request)
         trace.prompt_tokens = prepared.prompt_tokens
-        trace.gates_hash = prepared.gates_hash
-        trace.gates_source = prepared.gates_source
+        trace.used_gates(prepared.gates.hash, prepared.gates.labels)
         call = EngineCall(self._batcher, prepared.requests, self.timeout_s)
         trace.accepted(prepared.samples)
         if stream:
@@ -269,6 +269,7 @@ def _card(engine: EngineBase, name: str, policy: bool) -> ModelCard:
         n_gates=config.n_gates,
         learned_gates=None if config.mhc is None else engine.model.learned_gates().tolist(),
         policy=policy,
+        behaviours=behaviour_cards(config),
     )
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import hypothesis
 import pytest
 import torch
+from ray_head import RayHead
+from ray_head import ray_head as start_ray_head
 from torch import Tensor
 from vllm_engines import vllm_engines
 
@@ -23,8 +25,33 @@ hypothesis.settings.load_profile("patient")
 torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With several processes (make test): a module stays in one of them, and so do all tests on the
+    shared cluster. What waits for clusters begins first."""
+    for item in items:
+        shared = "ray_head" in getattr(item, "fixturenames", ())
+        name = "ray_head" if shared else item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group(name))
+    alone = {item.path for item in items if item.get_closest_marker("ray")}
+    items.sort(key=lambda item: (item.path not in alone, "ray_head" not in item.fixturenames))
+
+
 def pytest_runtest_logfinish() -> None:
     vllm_engines.release()
+
+
+@pytest.fixture(scope="session")
+def ray_head() -> Iterator[RayHead]:
+    """A cluster of four CPUs for tests that need one, but not one of their own."""
+    with start_ray_head(cpus=4) as head:
+        yield head
+
+
+@pytest.fixture
+def on_ray_head(ray_head: RayHead, monkeypatch: pytest.MonkeyPatch) -> RayHead:
+    """Commands that a test runs in this process or below it go to that cluster."""
+    monkeypatch.setenv("RAY_ADDRESS", ray_head.address)
+    return ray_head
 
 
 @pytest.fixture(scope="session")

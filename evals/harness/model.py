@@ -49,6 +49,7 @@ class GatedLM(LM):
         self.engine = Engine.from_checkpoint(checkpoint, batch, device=device or "auto")
         if self.engine.tokenizer is None:
             raise EngineError(f"{checkpoint} has no tokenizer; the harness needs one")
+        self.choice.check(self.engine)
         self.tokenizer = self.engine.tokenizer
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:

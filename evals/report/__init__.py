@@ -7,6 +7,8 @@ import everything of evals but evals.harness.
     runs.py         trainings, evaluations and RL, read from their directories
     build.py        the report from first to last
     sections.py     its parts with pictures: routing, and what RL found
+    choices.py      every choice of gates and words on the same problems
+    control.py      what gates do to answers: tables and picture of a control.json
     words.py        its sentences: limits, and the draft
     token_kinds.py  which kinds of tokens are mixed, and where
     pictures.py     matplotlib figures, each with a twin of characters

@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from evals.compare import LEGEND, Comparison, compare, tests_rows
+from evals.paired import TOKENS
+from evals.report.choices import choices_section
+from evals.report.control import control_section
 from evals.report.document import Document
 from evals.report.pictures import training_curves
 from evals.report.runs import LEARNED_GATES, PLAIN, RL_GATES, Evaluation, Runs, find_runs
 from evals.report.sections import fixed_gate_picture, routing_section, tuning_section
 from evals.report.settings import HTML, MARKDOWN, PICTURES, ReportSettings
 from evals.report.words import draft, limits
-from evals.results import accuracies, latency_table, memory_table, percent
+from evals.results import accuracies, latency_table, mean_tokens, memory_table, percent
 from evals.settings import BPB, LATENCY, MEMORY, EvalSettings
 from mhc_model.errors import ConfigError
 from mhc_model.files import replace_text
@@ -28,6 +31,7 @@ HEADLINES = (
     ("validation bits per byte", None, "val_bpb"),
     ("GSM8K, 0-shot, strict", "gsm8k", "strict"),
     ("GSM8K, 0-shot, flexible", "gsm8k", "flexible"),
+    ("GSM8K, 0-shot, tokens per answer", "gsm8k", TOKENS),
     ("GSM8K, 8-shot, strict", "gsm8k_8shot", "strict"),
     ("HellaSwag, acc_norm", "hellaswag", "acc_norm"),
     ("ARC-Easy, acc", "arc_easy", "acc"),
@@ -48,10 +52,14 @@ def make_report(settings: ReportSettings) -> Document:
     out = Path(settings.out)
     out.mkdir(parents=True, exist_ok=True)
     document = Document(settings.title, out / PICTURES)
-    comparison, refusal = _compare(runs)
+    token_cost = settings.token_cost
+    if token_cost is None:
+        token_cost = next((one.config.get("token_cost") for one in runs.tunings[::-1]), None)
+    comparison, refusal = _compare(runs, token_cost)
     document.heading("Results")
     _headline_table(document, runs)
     _tests(document, comparison, refusal)
+    choices_section(document, runs, token_cost)
     _sinkhorn(document, runs)
     _measured(document, runs)
     if runs.trainings:
@@ -60,6 +68,7 @@ def make_report(settings: ReportSettings) -> Document:
         bits = {run.label: run.curve("val_bpb") for run in runs.trainings}
         document.picture(training_curves(losses, bits))
     routing = routing_section(document, runs, settings.texts, settings.device)
+    control_section(document, runs)
     tuning_section(document, runs)
     fixed_gate_picture(document, runs)
     document.heading("Limits")
@@ -79,12 +88,13 @@ def _main_columns(runs: Runs) -> list[Evaluation]:
     return [one for one in found if one is not None]
 
 
-def _compare(runs: Runs) -> tuple[Comparison | None, str]:
+def _compare(runs: Runs, token_cost: float | None) -> tuple[Comparison | None, str]:
     columns = _main_columns(runs)
     if not columns:
         return None, "no evaluation among the runs"
+    paths, labels = [one.path for one in columns], [one.label for one in columns]
     try:
-        return compare([one.path for one in columns], [one.label for one in columns]), ""
+        return compare(paths, labels, token_cost=token_cost or None), ""
     except ConfigError as error:
         return None, str(error)
 
@@ -118,6 +128,8 @@ def _value(runs: Runs, label: str, task: str | None, metric: str) -> str:
     entry = one.results["tasks"].get(task)
     if entry is None:
         return NOT_MEASURED
+    if metric == TOKENS:
+        return f"{mean_tokens(entry):.1f}"
     return f"{entry[metric]:.4f}" if task == BPB else percent(entry[metric])
 
 
@@ -208,6 +220,9 @@ def _commands(runs: Runs, settings: ReportSettings) -> list[str]:
     for one in runs.evaluations:
         own = EvalSettings.model_validate(one.results["settings"])
         lines.append(shlex.join(["python", "-m", "evals", *_flags(own)]))
+    for directory in runs.controls:
+        own_config = str(directory / "config.yaml")
+        lines.append(shlex.join(["python", "-m", "evals.control", "--config", own_config]))
     own_line = ["python", "-m", "evals.report", *settings.runs, "--out", settings.out]
     return [*lines, shlex.join(own_line)]
 

@@ -69,7 +69,8 @@ class Picture:
         return vector, pixels
 
 
-def _figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, Any]:
+def new_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, Any]:
+    """A figure in our style and its (rows, columns) axes; sizes are in inches."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         return figure, figure.subplots(rows, columns, squeeze=False)
@@ -81,7 +82,7 @@ def _look(index: int) -> dict[str, Any]:
 
 def training_curves(losses: Mapping[str, Curve], bits: Mapping[str, Curve]) -> Picture:
     """Training loss (smoothed) and held-out bits per byte over the steps, a line a run."""
-    figure, ((left, right),) = _figure(7.5, 3.0, 1, 2)
+    figure, ((left, right),) = new_figure(7.5, 3.0, 1, 2)
     smooth = {name: _smooth(curve) for name, curve in losses.items()}
     for index, (name, curve) in enumerate(smooth.items()):
         left.plot(*zip(*curve, strict=True), label=name, linewidth=1.4, **_look(index))
@@ -115,7 +116,7 @@ def mixing_maps(records: Sequence[SublayerRouting], names: Sequence[str]) -> Pic
     layers = len(records) // 2
     columns = min(8, layers) if layers > 6 else layers
     lines = -(-layers // columns)
-    figure, axes = _figure(1.15 * columns + 1.0, 2.5 * lines, 2 * lines, columns)
+    figure, axes = new_figure(1.15 * columns + 1.0, 2.5 * lines, 2 * lines, columns)
     image = None
     for ax in axes.flat:
         ax.set_visible(False)
@@ -146,7 +147,7 @@ def sublayer_bars(
     name: str, title: str, caption: str, label: str, values: Mapping[str, float], top: float | None
 ) -> Picture:
     """One bar a sublayer; `top` marks the largest possible value."""
-    figure, ((ax,),) = _figure(max(4.0, 0.32 * len(values) + 1.5), 2.6)
+    figure, ((ax,),) = new_figure(max(4.0, 0.32 * len(values) + 1.5), 2.6)
     kinds = ["attention" if key.endswith("attention") else "mlp" for key in values]
     for index, kind in enumerate(("attention", "mlp")):
         places = [place for place, own in enumerate(kinds) if own == kind]
@@ -163,7 +164,7 @@ def sublayer_bars(
 
 def coefficient_maps(records: Sequence[SublayerRouting], names: Sequence[str]) -> Picture:
     """Mean H_pre and H_post: a row a sublayer, a column a stream."""
-    figure, ((left, right),) = _figure(6.0, 0.22 * len(records) + 1.4, 1, 2)
+    figure, ((left, right),) = new_figure(6.0, 0.22 * len(records) + 1.4, 1, 2)
     parts = ((left, "H_pre", 1.0, "pre"), (right, "H_post", 2.0, "post"))
     for ax, title, top, field in parts:
         values = np.stack([getattr(record, field).numpy() for record in records])
@@ -189,7 +190,7 @@ def coefficient_maps(records: Sequence[SublayerRouting], names: Sequence[str]) -
 
 def gain_over_depth(gains: Sequence[float]) -> Picture:
     """Composite gain after each sublayer."""
-    figure, ((ax,),) = _figure(4.5, 2.6)
+    figure, ((ax,),) = new_figure(4.5, 2.6)
     depth = range(1, len(gains) + 1)
     ax.plot(depth, gains, marker="o", color=COLOURS[0])
     ax.axhline(1.0, color="black", linewidth=0.8, linestyle=":")
@@ -215,7 +216,7 @@ def gate_distribution(gates: np.ndarray, names: Sequence[str], learned: Sequence
         names: of the sublayers.
         learned: (k,).
     """
-    figure, ((ax,),) = _figure(max(4.5, 0.4 * len(names) + 1.5), 3.0)
+    figure, ((ax,),) = new_figure(max(4.5, 0.4 * len(names) + 1.5), 3.0)
     ax.boxplot(gates, widths=0.6, whis=(0, 100), medianprops={"color": COLOURS[1], "linewidth": 2})
     ax.plot(range(1, len(names) + 1), learned, "D", color=COLOURS[0], label="learned")
     ax.set_xticks(range(1, len(names) + 1), names, rotation=60, ha="right")
@@ -250,7 +251,7 @@ def gate_against_accuracy(
     """
     columns = min(4, len(names))
     lines = -(-len(names) // columns)
-    figure, axes = _figure(1.9 * columns + 1.0, 1.7 * lines + 0.4, lines, columns)
+    figure, axes = new_figure(1.9 * columns + 1.0, 1.7 * lines + 0.4, lines, columns)
     text = []
     edges = np.linspace(0.0, 1.0, parts + 1)
     is_share = bool(np.isin(solved, (0, 1)).all())
@@ -301,7 +302,7 @@ def fixed_gates(entries: Mapping[float, Mapping[str, Any]], others: Mapping[str,
         entries: gate -> accuracy and wilson_95.
         others: label -> accuracy, drawn as lines (learned gates, a policy).
     """
-    figure, ((ax,),) = _figure(5.5, 3.0)
+    figure, ((ax,),) = new_figure(5.5, 3.0)
     gates = sorted(entries)
     shares = np.array([entries[gate]["accuracy"] for gate in gates])
     bounds = np.array([entries[gate]["wilson_95"] for gate in gates]).T
@@ -339,7 +340,7 @@ def kinds_map(table: np.ndarray, kinds: Sequence[str], names: Sequence[str], top
         names: of the sublayers.
         top: largest possible value.
     """
-    figure, ((ax,),) = _figure(max(5.0, 0.4 * len(names) + 2.0), 0.35 * len(kinds) + 1.8)
+    figure, ((ax,),) = new_figure(max(5.0, 0.4 * len(names) + 2.0), 0.35 * len(kinds) + 1.8)
     image = ax.imshow(table, vmin=0.0, vmax=top, cmap="cividis", aspect="auto")
     ax.set_yticks(range(len(kinds)), kinds)
     ax.set_xticks(range(len(names)), names, rotation=60, ha="right")

@@ -23,6 +23,8 @@ METRICS, CONFIG, ROLLOUTS, SWEEP, SUMMARY = (
     "sweep.json",
     "summary.json",
 )
+CONTROL = "control.json"
+KEYS_OF_CONTROL = ("checkpoint", "problems", "behaviours", "points", "measured")
 PLAIN, LEARNED_GATES, RL_GATES = "baseline", "mHC, learned gates", "mHC, RL gates"
 
 
@@ -74,15 +76,22 @@ class Evaluation:
 
 @dataclass
 class Runs:
-    """All runs of a report, evaluations in the order baseline, learned gates, RL gates, others."""
+    """All runs of a report, evaluations in the order baseline, learned gates, RL gates, others.
+
+    `controls` has what each control.json holds, by its directory.
+    """
 
     trainings: list[Training] = field(default_factory=list)
     tunings: list[Tuning] = field(default_factory=list)
     evaluations: list[Evaluation] = field(default_factory=list)
+    controls: dict[Path, dict[str, Any]] = field(default_factory=dict)
 
     def evaluation(self, label: str) -> Evaluation | None:
-        """The first evaluation with that label."""
-        return next((one for one in self.evaluations if one.label == label), None)
+        """The first evaluation with that label; if there is none, with words after it."""
+        labels = [one.label for one in self.evaluations]
+        found = [i for i, own in enumerate(labels) if own == label]
+        found += [i for i, own in enumerate(labels) if without_words(own) == label]
+        return self.evaluations[found[0]] if found else None
 
     def fixed(self) -> dict[float, Evaluation]:
         """Evaluations with one number as gate."""
@@ -111,19 +120,39 @@ def find_runs(paths: Sequence[str]) -> Runs:
             _take(directory, runs)
         if _count(runs) == before:
             raise DataError(
-                f"{path} holds no run: there is no {RESULTS} or {METRICS} in it or one level below"
+                f"{path} holds no run: there is no {RESULTS}, {METRICS} or {CONTROL} in it or one "
+                f"level below"
             )
     order = {PLAIN: 0, LEARNED_GATES: 1, RL_GATES: 2}
-    runs.evaluations.sort(key=lambda one: order.get(one.label, 3))
+    runs.evaluations.sort(key=lambda one: order.get(without_words(one.label), 3))
     runs.trainings.sort(key=lambda one: one.is_mhc)
     return runs
 
 
 def _count(runs: Runs) -> int:
-    return len(runs.trainings) + len(runs.tunings) + len(runs.evaluations)
+    return len(runs.trainings) + len(runs.tunings) + len(runs.evaluations) + len(runs.controls)
+
+
+def read_control(path: Path) -> dict[str, Any]:
+    """Reads a control.json, or the one of a directory.
+
+    Raises:
+        DataError: if it is missing or not what `python -m evals.control` wrote.
+    """
+    path = path / CONTROL if path.is_dir() else path
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"control figures {path} cannot be read: {error}") from None
+    missing = [key for key in KEYS_OF_CONTROL if not isinstance(found, dict) or key not in found]
+    if missing:
+        raise DataError(f"{path} is not of python -m evals.control: it has no {missing[0]!r}")
+    return found
 
 
 def _take(directory: Path, runs: Runs) -> None:
+    if (directory / CONTROL).exists():
+        runs.controls[directory] = read_control(directory)
     if (directory / RESULTS).exists():
         results = read_results(directory)
         runs.evaluations.append(Evaluation(directory, results, _label(results)))
@@ -142,12 +171,21 @@ def _take(directory: Path, runs: Runs) -> None:
 
 
 def _label(results: dict[str, Any]) -> str:
-    if results["gates"]["description"].startswith("none"):
-        return PLAIN
+    """Model and gates, and the words after the questions as they stand there, in brackets."""
     gates = results["settings"]["gates"]
-    if gates == LEARNED:
-        return LEARNED_GATES
-    return RL_GATES if gates.startswith(POLICY) else f"mHC, gates {gates}"
+    if results["gates"]["description"].startswith("none"):
+        label = PLAIN
+    elif gates == LEARNED:
+        label = LEARNED_GATES
+    else:
+        label = RL_GATES if gates.startswith(POLICY) else f"mHC, gates {gates}"
+    words = results["settings"].get("words")
+    return label if words is None else f"{label} ({words})"
+
+
+def without_words(label: str) -> str:
+    """An evaluation's label without the words after the questions."""
+    return label.partition(" (")[0]
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

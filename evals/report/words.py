@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from evals.compare import Comparison, Test
-from evals.report.runs import LEARNED_GATES, PLAIN, RL_GATES, Runs
+from evals.report.control import leakage_words
+from evals.report.runs import LEARNED_GATES, PLAIN, RL_GATES, Runs, without_words
 from evals.report.sections import RoutingFindings
 
 ALPHA = 0.05
@@ -55,6 +56,9 @@ def draft(runs: Runs, comparison: Comparison | None, routing: RoutingFindings | 
             f"since the start, the composite gain is {routing.gain:.4f}. Of the kinds of tokens, "
             f"'{routing.kind[0]}' is mixed most (mean distance {routing.kind[1]:.3f})."
         )
+    for found in runs.controls.values():
+        words = leakage_words(found)
+        parts.append(f"**Control.** Of {found['problems']['n']} answers each: {words}")
     if runs.tunings:
         parts.append("**Gates.** " + _gates(runs))
     return parts
@@ -88,7 +92,8 @@ def _main_tests(comparison: Comparison) -> list[Test]:
     return [
         test
         for test in comparison.tests
-        if (test.first, test.second) in wanted and test.metric in metrics
+        if (without_words(test.first), without_words(test.second)) in wanted
+        and test.metric in metrics
     ]
 
 

@@ -37,7 +37,17 @@ from evals.tasks.multiple_choice import (
     choice_plan,
     load_choices,
 )
-from evals.tasks.plan import Item, Plan, Runner, Sample, evaluate, fingerprint, run_items
+from evals.tasks.plan import (
+    Item,
+    Plan,
+    Runner,
+    Sample,
+    evaluate,
+    fingerprint,
+    gate_rows,
+    run_items,
+    scoring_gates,
+)
 
 __all__ = [
     "CHOICE_ROWS",
@@ -64,6 +74,7 @@ __all__ = [
     "evaluate",
     "extract",
     "fingerprint",
+    "gate_rows",
     "gold_answer",
     "gsm8k_plan",
     "likelihood_request",
@@ -74,5 +85,6 @@ __all__ = [
     "read_likelihood",
     "run_items",
     "score",
+    "scoring_gates",
     "text_plan",
 ]

@@ -16,11 +16,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from evals.tasks.plan import Runner, Sample, fingerprint, tokenizer_of
+from evals.tasks.plan import (
+    Runner,
+    Sample,
+    fingerprint,
+    gate_rows,
+    scoring_gates,
+    tokenizer_of,
+)
 from mhc_model.decoder import Decoder
 from mhc_model.engine import Engine
 from mhc_model.errors import DataError
-from mhc_model.gates import GateValues, expand_gate_rows
+from mhc_model.gates import RequestGates
 from mhc_model.tokenizer import Tokenizer
 
 # Positions whose logits exist at once: with 50,257 tokens these are 200 MB in float32.
@@ -41,7 +48,7 @@ def bits_per_byte(
     model: Decoder,
     tokenizer: Tokenizer,
     texts: Iterable[str],
-    gates: GateValues | None = None,
+    gates: RequestGates = None,
     batch_size: int = 16,
     context: int | None = None,
 ) -> float:
@@ -55,7 +62,8 @@ def bits_per_byte(
         model: runs on its own device, in eval mode for the time of the call.
         tokenizer: the model's; special tokens have no bytes.
         texts: documents.
-        gates: None (learned), whatever `expand_gates` takes, or (n_texts, 2L), one row a text.
+        gates: what `resolve_gates` takes, or (n_texts, 2L), one row a text; of gates for prompt and
+            answer the prompt's.
         batch_size: windows at once.
         context: tokens of a window; None takes the model's whole context.
 
@@ -65,7 +73,7 @@ def bits_per_byte(
     """
     texts = list(texts)
     windows = cut_windows(model, tokenizer, texts, context)
-    rows = expand_gate_rows(gates, len(texts), model.config)
+    rows, _ = scoring_gates(gate_rows(gates, len(texts), model))
     nats = window_nats(model, tokenizer, windows, rows, batch_size)
     return sum(nats) / math.log(2.0) / sum(window.bytes for window in windows)
 
@@ -215,7 +223,7 @@ class TextPlan:
 
 
 def text_plan(
-    task: str, engine: Engine, texts: Sequence[str], gates: GateValues | None, source: str
+    task: str, engine: Engine, texts: Sequence[str], gates: RequestGates, source: str
 ) -> TextPlan:
     """Bits per byte of these texts.
 
@@ -223,8 +231,9 @@ def text_plan(
         task: its name in the results.
         engine: whose model and tokenizer are used.
         texts: documents.
-        gates: None (learned), whatever `expand_gates` takes (the same for all), or a (n_texts, 2L)
-            tensor, one row a text.
+        gates: what `resolve_gates` takes (the same for all), or a (n_texts, 2L) tensor, one row a
+            text, or a (n_texts, 2, 2L) one of prompt and answer: text is only scored, so the
+            prompt's count.
         source: where the texts come from, in words.
 
     Raises:
@@ -233,11 +242,12 @@ def text_plan(
         EngineError: if the engine has no tokenizer.
     """
     windows = cut_windows(engine.model, tokenizer_of(engine), texts)
-    rows = expand_gate_rows(gates, len(texts), engine.model.config)
+    rows, about_gates = scoring_gates(gate_rows(gates, len(texts), engine.model))
     facts = {
         "source": source,
         "documents": len(texts),
         "bytes": sum(len(text.encode()) for text in texts),
         "texts_sha256": fingerprint([texts]),
+        **about_gates,
     }
     return TextPlan(task, engine, windows, rows, facts)

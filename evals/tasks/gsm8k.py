@@ -17,13 +17,13 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from evals.problems import Problem
+from evals.problems import Problem, with_words
 from evals.settings import MAX_TOKENS
 from evals.statistics import accuracy_entry
-from evals.tasks.plan import Item, Plan, Sample, check_ids, fingerprint, tokenizer_of
+from evals.tasks.plan import Item, Plan, Sample, check_ids, fingerprint, gate_rows, tokenizer_of
 from mhc_model.engine import Completion, Engine, Request, SamplingParams
 from mhc_model.errors import EngineError
-from mhc_model.gates import GateValues, expand_gate_rows
+from mhc_model.gates import RequestGates
 from mhc_model.tokenizer import Tokenizer
 
 # Results compare only where these agree; raise them with any change of the text or the rules.
@@ -124,6 +124,7 @@ class GSM8KSample:
         finish_reason: the engine's, or "too_long" for a prompt that does not fit.
         prompt_tokens: tokens of the prompt, document separator included.
         tokens: number of generated tokens.
+        answer_gates: the answer's, where the prompt was read under others (`gates`).
     """
 
     id: str
@@ -138,6 +139,7 @@ class GSM8KSample:
     finish_reason: str
     prompt_tokens: int
     tokens: int
+    answer_gates: tuple[float, ...] | None = None
 
 
 def prompt_tokens(
@@ -151,10 +153,11 @@ def gsm8k_plan(
     task: str,
     engine: Engine,
     problems: Sequence[Problem],
-    gates: GateValues | None = None,
+    gates: RequestGates = None,
     shots: Sequence[Problem] = (),
     max_tokens: int = MAX_TOKENS,
     bos: bool = True,
+    words: str | None = None,
 ) -> Plan:
     """Greedy answers to these problems; samples are `GSM8KSample`s.
 
@@ -162,12 +165,14 @@ def gsm8k_plan(
         task: its name in the results.
         engine: whose tokenizer and context are used.
         problems: at least one, ids unique.
-        gates: None (learned), whatever `expand_gates` takes (the same for all), or a
-            (n_problems, 2L) tensor, one row a problem.
+        gates: what `resolve_gates` takes (the same for all), or a (n_problems, 2L) tensor, one row
+            a problem, or a (n_problems, 2, 2L) one of prompt and answer.
         shots: worked examples put before every question.
         max_tokens: of an answer. Where prompt and answer exceed the context, the answer's limit is
             cut to what is left; a prompt that leaves nothing counts as wrong. Both are counted.
         bos: put the document separator before every prompt.
+        words: stand in brackets after every question, also of the shots. Facts then have
+            `problems_sha256`, too, which is `prompts_sha256` without the words.
 
     Raises:
         DataError: without problems, or with the same id twice.
@@ -178,7 +183,12 @@ def gsm8k_plan(
     if max_tokens < 1:
         raise EngineError(f"max_tokens is {max_tokens}; it must be at least 1")
     tokenizer = tokenizer_of(engine)
-    rows = expand_gate_rows(gates, len(problems), engine.model.config)
+    about_words = {}
+    if words is not None:
+        about_words = {"words": words, "problems_sha256": _fingerprint(problems, shots)}
+        problems = [with_words(problem, words) for problem in problems]
+        shots = [with_words(shot, words) for shot in shots]
+    rows = gate_rows(gates, len(problems), engine.model)
     items = []
     cut = 0
     for position, problem in enumerate(problems):
@@ -192,24 +202,31 @@ def gsm8k_plan(
         "n_shot": len(shots),
         "prompt_version": PROMPT_VERSION,
         "extraction_version": EXTRACTION_VERSION,
-        "prompts_sha256": fingerprint(
-            (problem.id, prompt(problem, shots), gold_answer(problem)) for problem in problems
-        ),
+        "prompts_sha256": _fingerprint(problems, shots),
         "max_tokens": max_tokens,
         "max_tokens_cut": cut,
+        **about_words,
     }
     return Plan(task, engine, items, facts, summarise)
 
 
+def _fingerprint(problems: Sequence[Problem], shots: Sequence[Problem]) -> str:
+    return fingerprint(
+        (problem.id, prompt(problem, shots), gold_answer(problem)) for problem in problems
+    )
+
+
 def summarise(samples: Sequence[Sample]) -> dict[str, Any]:
     """Scores of all samples."""
+    tokens = sum(sample["tokens"] for sample in samples)
     return {
         **{
             name: accuracy_entry(sum(sample[name] for sample in samples), len(samples))
             for name in EXTRACTIONS
         },
         "too_long": sum(sample["finish_reason"] == TOO_LONG for sample in samples),
-        "generated_tokens": sum(sample["tokens"] for sample in samples),
+        "generated_tokens": tokens,
+        "mean_tokens": tokens / len(samples),
     }
 
 
@@ -246,4 +263,5 @@ def _sample(
         finish_reason=TOO_LONG if completion is None else completion.finish_reason,
         prompt_tokens=length,
         tokens=0 if completion is None else len(completion.tokens),
+        answer_gates=None if completion is None else completion.answer_gates,
     )

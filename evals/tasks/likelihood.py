@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from mhc_model.engine import Completion, Request, SamplingParams
-from mhc_model.gates import GateValues
+from mhc_model.gates import RequestGates
 from mhc_model.tokenizer import Tokenizer
 
 
@@ -50,12 +50,13 @@ def encode_pair(tokenizer: Tokenizer, context: str, continuation: str, bos: bool
 
 
 def likelihood_request(
-    pair: Pair, gates: GateValues | None, max_seq_len: int, request_id: str
+    pair: Pair, gates: RequestGates, max_seq_len: int, request_id: str
 ) -> Request | None:
     """Asks for the log-probabilities of a continuation and nothing else.
 
     A context that is too long loses its start. Returns None where the continuation is empty or
-    alone too long, so that no token would stand before it.
+    alone too long, so that no token would stand before it. What is scored is part of the prompt:
+    of gates for prompt and answer the prompt's count.
     """
     tokens = (pair.context + pair.continuation)[-max_seq_len:]
     start = len(tokens) - len(pair.continuation)

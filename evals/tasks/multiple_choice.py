@@ -22,10 +22,19 @@ from evals.problems import Parsed, RowError, find_rows, parse_rows
 from evals.settings import ARC_EASY, HELLASWAG
 from evals.statistics import accuracy_entry
 from evals.tasks.likelihood import Pair, encode_pair, likelihood_request, read_likelihood
-from evals.tasks.plan import Item, Plan, Sample, check_ids, fingerprint, tokenizer_of
+from evals.tasks.plan import (
+    Item,
+    Plan,
+    Sample,
+    check_ids,
+    fingerprint,
+    gate_rows,
+    scoring_gates,
+    tokenizer_of,
+)
 from mhc_model.engine import Completion, Engine, Request
 from mhc_model.errors import DataError
-from mhc_model.gates import GateValues, expand_gate_rows
+from mhc_model.gates import RequestGates
 
 # Results compare only where these agree; raise them with any change of the text or the rules.
 PROMPT_VERSIONS = {HELLASWAG: "hellaswag-harness-1", ARC_EASY: "arc-easy-harness-1"}
@@ -210,7 +219,7 @@ def choice_plan(
     task: str,
     engine: Engine,
     problems: Sequence[ChoiceProblem],
-    gates: GateValues | None = None,
+    gates: RequestGates = None,
     bos: bool = True,
 ) -> Plan:
     """The task on these problems.
@@ -224,8 +233,9 @@ def choice_plan(
         task: "hellaswag" or "arc_easy".
         engine: whose tokenizer and context are used.
         problems: at least one, ids unique.
-        gates: None (learned), whatever `expand_gates` takes (the same for all), or a
-            (n_problems, 2L) tensor, one row a problem.
+        gates: what `resolve_gates` takes (the same for all), or a (n_problems, 2L) tensor, one row
+            a problem, or a (n_problems, 2, 2L) one of prompt and answer: choices are only scored,
+            so the prompt's count.
         bos: put the document separator before every prompt.
 
     Raises:
@@ -234,7 +244,7 @@ def choice_plan(
         EngineError: if the engine has no tokenizer.
     """
     check_ids([problem.id for problem in problems])
-    rows = expand_gate_rows(gates, len(problems), engine.model.config)
+    rows, about_gates = scoring_gates(gate_rows(gates, len(problems), engine.model))
     items = []
     cut = 0
     for position, problem in enumerate(problems):
@@ -250,6 +260,7 @@ def choice_plan(
         "score_version": SCORE_VERSION,
         "prompts_sha256": fingerprint(texts),
         "cut": cut,
+        **about_gates,
     }
     return Plan(task, engine, items, facts, summarise)
 

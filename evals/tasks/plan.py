@@ -11,9 +11,16 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
+from mhc_model.decoder import Decoder
 from mhc_model.engine import Completion, Engine, Request
 from mhc_model.errors import DataError, EngineError
+from mhc_model.gates import RequestGates, expand_gate_rows
 from mhc_model.tokenizer import Tokenizer
+
+PROMPT_ONLY = {"scored_under": "the prompt's gates"}
+"""A fact of tasks that only score text, where prompt and answer have different gates."""
 
 Sample = dict[str, Any]
 """One problem's outcome as samples.jsonl has it; `id` pairs the results of two runs."""
@@ -98,6 +105,35 @@ def tokenizer_of(engine: Engine) -> Tokenizer:
     if engine.tokenizer is None:
         raise EngineError("evaluation needs an engine that has a tokenizer")
     return engine.tokenizer
+
+
+def gate_rows(gates: RequestGates, count: int, model: Decoder) -> Tensor | None:
+    """One row of gates a problem for a model: see `mhc_model.gates.expand_gate_rows`.
+
+    Returns:
+        (count, 2L), (count, 2, 2L) where prompt and answer differ, or None for the learned gates.
+
+    Raises:
+        GateError: if they do not fit the problems or the model.
+    """
+    learned = None if model.config.mhc is None else model.learned_gates().detach()
+    return expand_gate_rows(gates, count, model.config, learned)
+
+
+def scoring_gates(rows: Tensor | None) -> tuple[Tensor | None, dict[str, str]]:
+    """Gates of text that is only scored, and what to say of them in a plan's facts.
+
+    Such text is read as a prompt is, whole and at once: it runs under the prompt's gates.
+
+    Args:
+        rows: of `gate_rows`.
+
+    Returns:
+        (count, 2L) or None, and a fact where the answer's gates were left out.
+    """
+    if rows is None or rows.ndim == 2:
+        return rows, {}
+    return rows[:, 0], PROMPT_ONLY
 
 
 def run_items(engine: Engine, items: Sequence[Item]) -> Iterator[tuple[Item, list[Completion]]]:

@@ -6,7 +6,7 @@ tokenizer, streams and decoder.
 
     directory.py    `save_checkpoint`, `load_checkpoint`, `find_checkpoint`: files and hashes
     remote_code.py  what lets transformers load the directory
-    validate.py     `python -m mhc_model validate-model`: is it whole, and does it work
+    validate.py     `validate_model`: is it whole, and does it work
 """
 
 from mhc_model.checkpoint.directory import (
@@ -23,10 +23,12 @@ from mhc_model.checkpoint.directory import (
     verified_manifest,
 )
 from mhc_model.checkpoint.remote_code import MODEL_TYPE, shape_entries
+from mhc_model.checkpoint.validate import Check, validate_model
 
 __all__ = [
     "MANIFEST",
     "MODEL_TYPE",
+    "Check",
     "Checkpoint",
     "cast_matrices",
     "checkpoint_hash",
@@ -37,5 +39,6 @@ __all__ = [
     "save_checkpoint",
     "shape_entries",
     "stored_dtype",
+    "validate_model",
     "verified_manifest",
 ]

@@ -1,22 +1,17 @@
-"""Whether a checkpoint is whole and does what a model of ours must do.
-
-python -m mhc_model validate-model --checkpoint DIR
-"""
+"""Whether a checkpoint is whole and does what a model of ours must do."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from mhc_model.checkpoint.directory import Checkpoint, load_checkpoint
 from mhc_model.decoder import Decoder, KVCache, watching
-from mhc_model.settings import Settings, parse_command_line
 from mhc_model.streams import Coefficients, doubly_stochastic_error
 
 TEXTS = ("It's 3 + 4 = 7.\n\tnaïve café,  two  spaces", "北京 🙂", "")
@@ -114,20 +109,3 @@ def _check_tokenizer(loaded: Checkpoint) -> Iterator[Check]:
         f"{tokenizer.vocab_size} ids for {size} of the model"
         + (f", changes {lost[0]!r}" if lost else ", text survives"),
     )
-
-
-class ValidateModelSettings(Settings):
-    """Arguments of the command."""
-
-    checkpoint: str = Field(description="a checkpoint or run directory")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit status, 1 if a check fails."""
-    settings = parse_command_line(
-        ValidateModelSettings, "python -m mhc_model validate-model", __doc__ or "", argv
-    )
-    checks = validate_model(settings.checkpoint)
-    for check in checks:
-        print(f"{'ok    ' if check.passed else 'FAILED'} {check.name:10} {check.finding}")
-    return 0 if all(check.passed for check in checks) else 1

@@ -1,7 +1,5 @@
 """A pretrained model as a checkpoint of ours, plain or with mHC streams.
 
-    python -m mhc_model convert --source DIR_OR_HUB_NAME_OR_GGUF --streams 4 --out DIR
-
 The streams start as copies of one another, H_post is 1, H_res is doubly stochastic and H_pre sums
 to 1: whatever a sublayer reads, writes and passes on is what it was, so the converted model equals
 the original whatever its gates. It can learn all the same: each sublayer reads another stream more
@@ -11,12 +9,9 @@ than the others, so the gradients of H_post differ, and after one step so do the
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import torch
-from pydantic import Field
 
 from mhc_model.checkpoint import Checkpoint, cast_matrices, load_checkpoint, save_checkpoint
 from mhc_model.config import PRESETS, MHCConfig, ModelConfig
@@ -25,9 +20,7 @@ from mhc_model.conversion.sources import Source, read_source
 from mhc_model.conversion.state_dicts import from_transformers
 from mhc_model.decoder import Decoder
 from mhc_model.errors import ConfigError
-from mhc_model.settings import Settings, parse_command_line, validate_settings
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+from mhc_model.settings import validate_settings
 
 
 def convert(
@@ -120,44 +113,3 @@ def equal_at_init(preset: str, streams: int) -> MHCConfig:
     total = own + (streams - 1) * others
     scaled = [math.log(p / (1.0 - p)) for p in (own / total, others / total)]
     return mhc.model_copy(update={"pre_own": scaled[0], "pre_others": scaled[1]})
-
-
-class ConvertSettings(Settings):
-    """Arguments of the command."""
-
-    source: str = Field(
-        description="a directory with config.json and safetensors, a GGUF file, or a name on the "
-        "Hugging Face hub"
-    )
-    out: str = Field(description="the checkpoint directory to create")
-    streams: int = Field(4, ge=0, le=8, description="residual streams; 0 keeps the model plain")
-    preset: str = Field("default", description="of the hyper-connections")
-    max_seq_len: int | None = Field(None, ge=1, description="a context shorter than the original's")
-    dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
-        None, description="of the matrices; none keeps the source's"
-    )
-    overwrite: bool = Field(False, description="replace an existing checkpoint")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit status."""
-    settings = parse_command_line(
-        ConvertSettings, "python -m mhc_model convert", __doc__ or "", argv
-    )
-    checkpoint = convert(
-        settings.source,
-        settings.out,
-        settings.streams,
-        settings.preset,
-        max_seq_len=settings.max_seq_len,
-        dtype=None if settings.dtype is None else DTYPES[settings.dtype],
-        overwrite=settings.overwrite,
-    )
-    model = checkpoint.model
-    kind = "plain" if model.config.mhc is None else f"{model.config.mhc.n_streams} streams"
-    print(
-        f"{checkpoint.path}: {kind}, {model.count_parameters():,} parameters, "
-        f"{'no tokenizer' if checkpoint.tokenizer is None else 'with its tokenizer'}, "
-        f"content hash {checkpoint.content_hash[:12]}"
-    )
-    return 0

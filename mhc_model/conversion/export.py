@@ -1,7 +1,5 @@
 """A checkpoint of ours as transformers' own class has it, without our code.
 
-    python -m mhc_model export --checkpoint DIR --out DIR
-
 Their classes have no streams. A converted model whose streams are still as they started is the
 original, and its tensors come back bit for bit. Once the streams have learned, leaving them out
 gives another model, which must be asked for.
@@ -12,11 +10,9 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from pydantic import Field
 from safetensors.torch import save_file
 
 from mhc_model.checkpoint import load_checkpoint
@@ -25,7 +21,6 @@ from mhc_model.conversion.sources import CONFIG, WEIGHTS
 from mhc_model.conversion.state_dicts import to_transformers
 from mhc_model.decoder import Decoder
 from mhc_model.errors import CheckpointError
-from mhc_model.settings import Settings, parse_command_line
 
 DTYPE_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
@@ -85,19 +80,3 @@ def export(checkpoint: str | Path, out: str | Path, *, drop_streams: bool = Fals
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return out
-
-
-class ExportSettings(Settings):
-    """Arguments of the command."""
-
-    checkpoint: str = Field(description="a checkpoint or run directory")
-    out: str = Field(description="the directory to create")
-    drop_streams: bool = Field(False, description="leave out streams that have learned")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit status."""
-    settings = parse_command_line(ExportSettings, "python -m mhc_model export", __doc__ or "", argv)
-    out = export(settings.checkpoint, settings.out, drop_streams=settings.drop_streams)
-    print(f"{out}: for {json.loads((out / CONFIG).read_text())['architectures'][0]}")
-    return 0

@@ -1,7 +1,5 @@
 """Whether a converted model is the original: logits, every sublayer, and what is generated.
 
-    python -m mhc_model validate --original DIR_OR_HUB_NAME_OR_GGUF --converted CHECKPOINT
-
 The original runs in transformers' own class, so the check does not rest on our decoder; or it is
 another checkpoint of ours. Both run in float32 on the CPU. Errors are the largest difference over
 the largest value. The output of a single sublayer rounds more than the logits do, where it is small
@@ -17,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from mhc_model.checkpoint import MANIFEST, Checkpoint, load_checkpoint
@@ -27,7 +24,6 @@ from mhc_model.conversion.state_dicts import usual_keys
 from mhc_model.decoder import Decoder
 from mhc_model.engine import Engine, Request, SamplingParams
 from mhc_model.errors import CheckpointError, ConfigError
-from mhc_model.settings import Settings, parse_command_line
 
 PROMPTS = (
     "The capital of France is",
@@ -242,27 +238,3 @@ def transformers_model(source: Source) -> Any:
         )
     model.tie_weights()
     return model.eval()
-
-
-class ValidateSettings(Settings):
-    """Arguments of the command."""
-
-    original: str = Field(description="what was converted, or another checkpoint of ours")
-    converted: str = Field(description="the checkpoint directory")
-    tolerance: float = Field(1e-5, gt=0.0, description="largest relative error allowed")
-    max_new_tokens: int = Field(16, ge=0, description="tokens of each greedy completion; 0: none")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit status, 1 if the models differ."""
-    settings = parse_command_line(
-        ValidateSettings, "python -m mhc_model validate", __doc__ or "", argv
-    )
-    result = validate_equivalence(
-        settings.original,
-        settings.converted,
-        settings.tolerance,
-        max_new_tokens=settings.max_new_tokens,
-    )
-    print(result)
-    return 0 if result.passed else 1

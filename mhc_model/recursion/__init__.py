@@ -13,43 +13,11 @@ In: a text, a question or a program of verbs, and a language model. Out: an `Ans
     strategy.py    what `ask` does: search, read, widen, reduce
     session.py     `Session`: the verbs, and `ask`
     program.py     programs of verbs, never run by Python; functions.py has what they may call
-    command.py     `python -m mhc_model recurse`
+
+Names are loaded when they are first used: a command that only reads `SessionSettings` needs no
+torch.
 """
 
-from mhc_model.recursion.endpoint import EndpointModel
-from mhc_model.recursion.model import (
-    CancelToken,
-    EngineModel,
-    Gates,
-    Generated,
-    LanguageModel,
-    as_generated,
-    index_for,
-    token_embedder,
-)
-from mhc_model.recursion.program import run_program
-from mhc_model.recursion.search import Embedder, Passage, TextIndex
-from mhc_model.recursion.session import Session
-from mhc_model.recursion.settings import Prompts, SessionSettings
-from mhc_model.recursion.transcript import Answer, Step
+import lazy_loader
 
-__all__ = [
-    "Answer",
-    "CancelToken",
-    "Embedder",
-    "EndpointModel",
-    "EngineModel",
-    "Gates",
-    "Generated",
-    "LanguageModel",
-    "Passage",
-    "Prompts",
-    "Session",
-    "SessionSettings",
-    "Step",
-    "TextIndex",
-    "as_generated",
-    "index_for",
-    "run_program",
-    "token_embedder",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -8,12 +8,13 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import torch
 
 from mhc_model.errors import EndpointError, SessionError
+from mhc_model.gates import PhaseGates
 from mhc_model.recursion.model import CancelToken, Gates, Generated
 from mhc_model.recursion.search import Embedder
 
@@ -105,7 +106,7 @@ class EndpointModel:
             "stop": list(stop),
         }
         if gates is not None:
-            fields["gates"] = gates.tolist() if isinstance(gates, torch.Tensor) else gates
+            fields["gates"] = _as_json(gates)
         done: list[Generated] = []
         for first in range(0, len(prompts), self._max_batch):
             part = list(prompts[first : first + self._max_batch])
@@ -170,6 +171,15 @@ class EndpointModel:
             raise EndpointError(message) from None
         after = error.headers.get("Retry-After", "")
         raise _Retry(message, float(after) if after.isdigit() else None) from None
+
+
+def _as_json(gates: Gates) -> Any:
+    """As `gates` of a body; those of prompt and answer by name."""
+    if isinstance(gates, Mapping):
+        return {phase: _as_json(each) for phase, each in gates.items()}
+    if isinstance(gates, torch.Tensor) and gates.ndim == 2:
+        return dict(zip(PhaseGates._fields, gates.tolist(), strict=True))
+    return gates.tolist() if isinstance(gates, torch.Tensor) else gates
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):

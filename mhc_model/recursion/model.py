@@ -138,7 +138,7 @@ class EngineModel:
         gates: Gates,
         cancel: CancelToken,
     ) -> list[Generated]:
-        """See `LanguageModel.generate`; gates are numbers, "learned" or None."""
+        """See `LanguageModel.generate`; gates are what `resolve_gates` takes."""
         if self._engine.has_work:
             raise EngineError("the engine has other work; a session needs it for itself")
         requests = engine_requests(self._tokenizer, prompts, max_tokens, stop, gates)

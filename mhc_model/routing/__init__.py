@@ -5,7 +5,7 @@ sublayer or each token. May import the ground, streams, decoder and checkpoint.
 
     figures.py  `watch_routing` gathers over forward passes, `prompt_routing` token by token
     ascii.py    shades, bars and curves for a terminal
-    command.py  `python -m mhc_model inspect`
+    report.py   a checkpoint's figures in words, which `python -m mhc_model inspect` prints
 """
 
 from mhc_model.decoder import watching
@@ -19,6 +19,7 @@ from mhc_model.routing.figures import (
     token_routing,
     watch_routing,
 )
+from mhc_model.routing.report import inspect_checkpoint
 
 __all__ = [
     "PromptRouting",
@@ -27,6 +28,7 @@ __all__ = [
     "TokenRouting",
     "bars",
     "heatmap",
+    "inspect_checkpoint",
     "plot",
     "prompt_routing",
     "token_routing",

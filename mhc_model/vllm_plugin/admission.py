@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
+import reprlib
 from typing import Any
 
 from torch import Tensor
@@ -37,6 +39,9 @@ class RefusedGates(GateError, VLLMClientError):
 
 def admit(request: EngineCoreRequest, config: ModelConfig) -> None:
     """Checks and expands the gates of a request, and salts it with them.
+
+    Gates are what `resolve_gates` takes, or the JSON text of an object of "prompt" and "answer":
+    over HTTP, vLLM's `vllm_xargs` hold texts, numbers and lists of them, but no objects.
 
     Args:
         request: its parameters are changed in place: `extra_args["gates"]` becomes a list of 2L
@@ -68,9 +73,22 @@ def admit(request: EngineCoreRequest, config: ModelConfig) -> None:
 
 def _resolve(given: Any, config: ModelConfig) -> PhaseGates:
     try:
-        return resolve_gates(given, config)
+        return resolve_gates(_parsed(given) if isinstance(given, str) else given, config)
     except GateError as error:
         raise RefusedGates(str(error)) from None
+
+
+def _parsed(given: str) -> Any:
+    """The object in a text that looks like one; any other text is a name."""
+    if not given.lstrip().startswith("{"):
+        return given
+    try:
+        return json.loads(given)
+    except (ValueError, RecursionError) as error:
+        raise GateError(
+            f"gates are {reprlib.repr(given)}, which is not valid JSON ({error}); give "
+            f'{{"prompt": ..., "answer": ...}}'
+        ) from None
 
 
 def _name(gates: Tensor | None) -> str:

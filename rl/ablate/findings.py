@@ -9,15 +9,24 @@ from typing import Any
 
 import numpy as np
 
-from evals.compare import LEGEND, Test, accuracy_test, corrected, mean_test, tests_rows
-from evals.problems.styles import STYLES
+from evals.paired import (
+    LEGEND,
+    REWARD,
+    TOKENS,
+    Test,
+    accuracy_test,
+    corrected,
+    mean_test,
+    tests_rows,
+)
+from evals.problems import STYLES
 from evals.results import markdown, percent
 from evals.statistics import accuracy_entry, paired_bootstrap
 from rl.ablate.arms import KNOWN, LEARNED, PPO, RANDOM
 from rl.ablate.held_out import TASK, HeldOut
 from rl.ablate.study import ARM, Study
 
-ACCURACY, TOKENS, REWARD = "accuracy", "tokens per answer", "reward"
+ACCURACY = "accuracy"
 
 
 class Findings:

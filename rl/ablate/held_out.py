@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evals.problems.styles import style_of
+from evals.problems import style_of
 from evals.store import SAMPLES, SampleStore
 from evals.tasks import PROMPT_VERSION
 from mhc_model.gates import gates_hash

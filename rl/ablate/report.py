@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from evals.compare import LEGEND
+from evals.paired import LEGEND
 from evals.report import Document, pictures
 from mhc_model.files import read_lines, replace_json, replace_text
 from mhc_model.gates import SUBLAYERS, gate_names

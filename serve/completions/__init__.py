@@ -8,6 +8,7 @@ A request's way:
     schemas.py        bodies and responses of completions; what all bodies have in common
     chat_schemas.py   those of chat completions
     chat_template.py  from a conversation to a prompt
+    gates.py          gates of a body: their forms, the numbers behind them, where these come from
     prepare.py        from a body to the engine's requests: tokens, gates, sampling
     batcher.py        the thread that drives the engine for all callers
     calls.py          one call to it as a coroutine sees it: events, deadline, client
@@ -20,6 +21,14 @@ from serve.completions.batcher import SHUTTING_DOWN, Batcher, post_to_loop
 from serve.completions.calls import EngineCall, on_disconnect
 from serve.completions.chat_schemas import ChatRequest, ChatResponse
 from serve.completions.chat_template import ChatTemplate
+from serve.completions.gates import (
+    GATES_FORMS,
+    BehaviourCard,
+    ChosenGates,
+    Gates,
+    GatesSource,
+    behaviour_cards,
+)
 from serve.completions.logprobs import TokenNames
 from serve.completions.prepare import Prepared, Preparer
 from serve.completions.responses import (
@@ -32,8 +41,6 @@ from serve.completions.schemas import (
     Body,
     CompletionRequest,
     CompletionResponse,
-    Gates,
-    GatesSource,
     Health,
     ModelCard,
     ModelList,
@@ -42,13 +49,16 @@ from serve.completions.schemas import (
 from serve.completions.streaming import EventStream
 
 __all__ = [
+    "GATES_FORMS",
     "SHUTTING_DOWN",
     "Batcher",
+    "BehaviourCard",
     "Body",
     "ChatRequest",
     "ChatResponse",
     "ChatTemplate",
     "ChatWriter",
+    "ChosenGates",
     "CompletionRequest",
     "CompletionResponse",
     "CompletionWriter",
@@ -65,6 +75,7 @@ __all__ = [
     "Ready",
     "ResponseWriter",
     "TokenNames",
+    "behaviour_cards",
     "on_disconnect",
     "post_to_loop",
 ]

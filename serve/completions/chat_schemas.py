@@ -7,7 +7,13 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import BaseModel, Field, PlainValidator, WithJsonSchema, model_validator
 
 from mhc_model.config import MAX_TOP_LOGPROBS
-from serve.completions.schemas import MAX_INTEGER, Body, GenerationRequest, GenerationResponse
+from serve.completions.schemas import (
+    ANSWER_GATES,
+    MAX_INTEGER,
+    Body,
+    GenerationRequest,
+    GenerationResponse,
+)
 from serve.errors import field_error
 
 MAX_MESSAGES = 1000
@@ -133,6 +139,7 @@ class ChatChoice(BaseModel):
     finish_reason: Literal["stop", "length"]
     logprobs: ChatLogprobs | None
     gates: list[float] | None = Field(description="the 2L gates of this answer")
+    answer_gates: list[float] | None = Field(description=ANSWER_GATES)
 
 
 class ChatResponse(GenerationResponse):

@@ -9,16 +9,14 @@ from http import HTTPStatus
 from typing import Any
 
 from jinja2 import TemplateError
-from torch import Tensor
 
 from mhc_model.engine import EngineBase, Request, SamplingParams
-from mhc_model.errors import GateError
-from mhc_model.gates import expand_gates, gates_hash
 from mhc_model.policy import GatePolicy
 from mhc_model.tokenizer import Tokenizer
 from serve.completions.chat_schemas import ChatRequest
 from serve.completions.chat_template import ChatTemplate
-from serve.completions.schemas import CompletionRequest, GatesSource, GenerationRequest
+from serve.completions.gates import ChosenGates, GateChooser
+from serve.completions.schemas import CompletionRequest, GenerationRequest
 from serve.errors import APIError
 
 
@@ -28,17 +26,13 @@ class Prepared:
 
     Attributes:
         requests: in the order of the prompts.
-        gates: the 2L gates of each prompt; None for a plain model.
-        gates_source: where they come from; None for a plain model.
-        gates_hash: of the gates where all prompts have the same.
+        gates: of each prompt, and where they come from.
         starts: where in each prompt the caller's own text begins: behind the special token that
             the server put before a text.
     """
 
     requests: list[Request]
-    gates: list[list[float] | None]
-    gates_source: GatesSource | None
-    gates_hash: str | None
+    gates: ChosenGates
     starts: list[int]
 
     @property
@@ -70,18 +64,14 @@ class Preparer:
             policy: for gates "policy".
             template: of conversations.
         """
-        self._model = engine.model
         self._config = engine.model.config
         self._context = engine.max_seq_len
         self._tokenizer = tokenizer
         self._capacity = capacity
-        self._policy = policy
+        self._gates = GateChooser(engine.model, policy)
         self._template = template
         longest = int(tokenizer.token_byte_lengths().max())
         self._max_characters = longest * self._context
-        self._learned: Tensor | None = None
-        if self._config.mhc is not None:
-            self._learned = self._model.learned_gates().detach().cpu()
 
     def completion(self, body: CompletionRequest) -> Prepared:
         """Prepares POST /v1/completions.
@@ -125,8 +115,8 @@ class Preparer:
 
     def prompt_and_gates(
         self, prompt: str | list[int], gates: object
-    ) -> tuple[list[int], Tensor | None, GatesSource | None]:
-        """Tokens of one prompt, its gates, (2L,) or None for a plain model, and their source.
+    ) -> tuple[list[int], ChosenGates]:
+        """Tokens of one prompt, and the gates under which it is read.
 
         Raises:
             APIError, GateError, DataError: all of them are the caller's fault.
@@ -134,8 +124,7 @@ class Preparer:
         tokens = self._tokens(prompt)
         self._check_tokens(tokens)
         self._check_context(len(tokens), 0)
-        rows, source = self._gates(gates, [tokens])
-        return tokens, rows[0], source
+        return tokens, self._gates.choose(gates, [tokens]).of_prompts
 
     def _prepared(
         self,
@@ -144,20 +133,12 @@ class Preparer:
         sampling: list[SamplingParams],
         starts: list[int],
     ) -> Prepared:
-        rows, source = self._gates(body.gates, prompts)
-        given = [None] * len(rows) if source == "learned" else rows  # the engine has those
+        gates = self._gates.choose(body.gates, prompts)
         requests = [
             Request(prompt, gates=row, sampling=parameters, n=body.n, stream=body.stream)
-            for prompt, row, parameters in zip(prompts, given, sampling, strict=True)
+            for prompt, row, parameters in zip(prompts, gates.for_engine, sampling, strict=True)
         ]
-        hashes = {gates_hash(row) for row in rows if row is not None}
-        return Prepared(
-            requests=requests,
-            gates=[None if row is None else row.tolist() for row in rows],
-            gates_source=source,
-            gates_hash=hashes.pop() if len(hashes) == 1 else None,
-            starts=starts,
-        )
+        return Prepared(requests=requests, gates=gates, starts=starts)
 
     def _tokens(self, prompt: str | list[int]) -> list[int]:
         """Text starts a document, as in training; token ids are taken as they are."""
@@ -224,32 +205,6 @@ class Preparer:
             "stop": (*body.stop, *stop),
             "stop_token_ids": body.stop_token_ids,
         }
-
-    def _gates(
-        self, wanted: object, prompts: list[list[int]]
-    ) -> tuple[list[Tensor | None], GatesSource | None]:
-        """Gates of every prompt, each (2L,) or None for a plain model, and their source."""
-        if self._learned is None:
-            if wanted is not None:
-                raise GateError("this model is plain (mhc: null) and has no gates; leave them out")
-            return [None] * len(prompts), None
-        if wanted is None or wanted == "learned":
-            return [self._learned] * len(prompts), "learned"
-        if wanted == "policy":
-            if self._policy is None:
-                raise APIError(
-                    HTTPStatus.BAD_REQUEST,
-                    "this server has no gate policy; start it with --policy DIR, or give numbers "
-                    'or "learned"',
-                    "gates",
-                    "no_policy",
-                )
-            return list(self._policy.gates_for_prompts(self._model, prompts)), "policy"
-        try:
-            row = expand_gates(wanted, self._config.n_layers)  # type: ignore[arg-type]  # it checks
-        except GateError as error:
-            raise GateError(f'{error}; or "learned", or "policy"') from None
-        return [row] * len(prompts), "request"
 
 
 def _too_long(what: str, context: int, param: str) -> APIError:

@@ -73,7 +73,7 @@ class ResponseWriter(ABC):
             "object": self.chunk_object,
             "created": int(time.time()),
             "model": identity.model,
-            "gates_source": prepared.gates_source,
+            **prepared.gates.labels,
             "checkpoint": identity.checkpoint,
         }
         # Everything but the choices is the same in each chunk: it is written once.
@@ -88,12 +88,10 @@ class ResponseWriter(ABC):
             APIError: 503 if the engine gave up a sample.
         """
         self._ended = list(completions)
-        prepared = self._prepared
-        same = all(gates == prepared.gates[0] for gates in prepared.gates)
         envelope = {
             **self._envelope,
             "object": self.object,
-            "gates": prepared.gates[0] if same else None,
+            **self._prepared.gates.common(),
             "usage": self._usage(),
         }
         ordered = sorted(completions, key=self._index)
@@ -148,8 +146,8 @@ class ResponseWriter(ABC):
     def _index(self, event: Event) -> int:
         return self._prompts[event.request_id] * self._n + event.index
 
-    def _gates(self, index: int) -> list[float] | None:
-        return self._prepared.gates[index // self._n]
+    def _gates(self, index: int) -> dict[str, list[float] | None]:
+        return self._prepared.gates.numbers(index // self._n)
 
     def _chunk(self, choice: dict[str, Any]) -> str:
         return f'{self._head}"choices": [{json.dumps(choice)}]{self._tail}'
@@ -200,7 +198,7 @@ class CompletionWriter(ResponseWriter):
                     text=self._echo(index) + (done.text or ""),
                     finish_reason=_reason(done),
                     logprobs=None if written is None else Logprobs(**written),
-                    gates=self._gates(index),
+                    **self._gates(index),
                 )
             )
         return CompletionResponse(**envelope, choices=choices)
@@ -208,7 +206,7 @@ class CompletionWriter(ResponseWriter):
     def _first(self, index: int) -> dict[str, Any]:
         # With logprobs the prompt's text comes with them, in the first delta.
         text = "" if self._logprobs is not None else self._echo(index)
-        return {**_choice(index, text, None), "gates": self._gates(index)}
+        return {**_choice(index, text, None), **self._gates(index)}
 
     def _gained(self, index: int, delta: Delta, final: bool) -> list[dict[str, Any]]:
         text = delta.text
@@ -266,7 +264,7 @@ class ChatWriter(ResponseWriter):
                     "message": {"content": done.text or ""},
                     "finish_reason": _reason(done),
                     "logprobs": self._content(done),
-                    "gates": self._gates(index),
+                    **self._gates(index),
                 }
             )
             for index, done in enumerate(completions)
@@ -275,7 +273,7 @@ class ChatWriter(ResponseWriter):
 
     def _first(self, index: int) -> dict[str, Any]:
         delta = {"role": "assistant", "content": ""}
-        return {**_chat_choice(index, delta, None), "gates": self._gates(index)}
+        return {**_chat_choice(index, delta, None), **self._gates(index)}
 
     def _gained(self, index: int, delta: Delta, final: bool) -> list[dict[str, Any]]:
         logprobs = self._content(delta)

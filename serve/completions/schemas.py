@@ -21,13 +21,13 @@ from pydantic import (
 from pydantic_core import CoreSchema
 
 from mhc_model.config import MAX_SAMPLES, MAX_TOP_LOGPROBS
+from serve.completions.gates import GATES_FORMS, BehaviourCard, Gates, GatesSource
 from serve.errors import field_error, unknown_field
 
 MAX_STOPS = 16
 MAX_STOP_LENGTH = 1000
 MAX_INTEGER = 2**31 - 1
-
-GatesSource = Literal["request", "learned", "policy"]
+ANSWER_GATES = "those after the prompt, where it was read under others (`gates`); else null"
 
 
 def _prompts(value: object) -> list[str] | list[list[int]]:
@@ -116,20 +116,6 @@ StopIds = Annotated[
         }
     ),
 ]
-# Any: only `expand_gates` knows the model's lengths, so that it also words the errors about types.
-_Gate = {"type": "number", "minimum": 0, "maximum": 1}
-Gates = Annotated[
-    Any,
-    WithJsonSchema(
-        {
-            "anyOf": [
-                _Gate,
-                {"type": "array", "minItems": 1, "items": _Gate},
-                {"enum": ["learned", "policy"]},
-            ]
-        }
-    ),
-]
 NoPenalty = Annotated[float, AfterValidator(_neutral), WithJsonSchema({"const": 0})]
 NoText = Annotated[str, AfterValidator(_neutral), WithJsonSchema({"const": ""})]
 NoBias = Annotated[
@@ -201,10 +187,7 @@ class GenerationRequest(Body):
     frequency_penalty: NoPenalty = Field(0.0, description="only 0")
     logit_bias: NoBias = Field({}, description="only empty")
     user: str | None = Field(None, description="accepted and ignored")
-    gates: Gates = Field(
-        None,
-        description="a number, 1, L or 2L numbers in [0, 1], 'learned' (the default) or 'policy'",
-    )
+    gates: Gates = Field(None, description=GATES_FORMS)
 
     @model_validator(mode="after")
     def _options_need_a_stream(self) -> Self:
@@ -272,6 +255,7 @@ class Choice(BaseModel):
     finish_reason: Literal["stop", "length"]
     logprobs: Logprobs | None
     gates: list[float] | None = Field(description="the 2L gates of this completion")
+    answer_gates: list[float] | None = Field(description=ANSWER_GATES)
 
 
 class PromptTokensDetails(BaseModel):
@@ -303,6 +287,10 @@ class GenerationResponse(BaseModel):
         "different ones for several prompts (each choice has its own)"
     )
     gates_source: GatesSource | None = Field(description="null for a plain model")
+    behaviour: str | None = Field(description="its name, where the source is one")
+    answer_gates: list[float] | None = Field(description=ANSWER_GATES)
+    answer_gates_source: GatesSource | None = Field(description="null without answer gates")
+    answer_behaviour: str | None = Field(description="its name, where that source is one")
     checkpoint: str = Field(description="content hash of the weights")
 
 
@@ -326,6 +314,7 @@ class ModelCard(BaseModel):
     n_gates: int = Field(description="2L; 0 for a plain model")
     learned_gates: list[float] | None
     policy: bool = Field(description='whether gates may be "policy"')
+    behaviours: list[BehaviourCard] = Field(description="whose names gates may be")
 
 
 class ModelList(BaseModel):

@@ -35,8 +35,12 @@ class RequestRecord:
             `generated_tokens` also counts what nobody waited for.
         cached_tokens: prompt tokens that came from the prefix cache.
         gates_hash: `mhc_model.gates.gates_hash` of the gates, where all prompts had the same;
-            None for a plain model, several vectors, and requests refused earlier.
-        gates_source: "request", "learned" or "policy"; None where there are no gates.
+            of those of prompt and answer, (2, 2L), where they differ; None for a plain model,
+            several vectors, and requests refused earlier.
+        gates_source: "request", "learned", "policy" or "behaviour"; None where there are no gates.
+        behaviour: its name, where the source is one.
+        answer_gates_source: likewise of the answer's gates, where they differ.
+        answer_behaviour: likewise.
         ttft_s: seconds from the request's arrival to its first token; None where none came.
         total_s: seconds from the request's arrival to the end of its response.
         outcome: see `Outcome`.
@@ -49,12 +53,15 @@ class RequestRecord:
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
-    gates_hash: str | None
-    gates_source: str | None
     ttft_s: float | None
     total_s: float
     outcome: Outcome
     status: int
+    gates_hash: str | None = None
+    gates_source: str | None = None
+    behaviour: str | None = None
+    answer_gates_source: str | None = None
+    answer_behaviour: str | None = None
 
     @property
     def tpot_s(self) -> float | None:

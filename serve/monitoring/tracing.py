@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 from starlette.requests import Request
@@ -26,8 +26,8 @@ class RequestTrace:
 
     Attributes:
         id: sent as x-request-id.
-        samples, prompt_tokens, completion_tokens, cached_tokens, gates_hash, gates_source: as in
-            `RequestRecord`; set by the service.
+        samples, prompt_tokens, completion_tokens, cached_tokens: as in `RequestRecord`; set by the
+            service.
         ttft_s: as there; set with `first_token`.
         status: of the response, once it has begun.
         failure: status of an error that came after that.
@@ -39,8 +39,7 @@ class RequestTrace:
         self.prompt_tokens = 0
         self.completion_tokens = 0
         self.cached_tokens = 0
-        self.gates_hash: str | None = None
-        self.gates_source: str | None = None
+        self._gates: dict[str, Any] = {}
         self.ttft_s: float | None = None
         self.status: int | None = None
         self.failure: int | None = None
@@ -52,6 +51,15 @@ class RequestTrace:
     def route(self) -> str:
         """Path template of the route; "unknown" until one is found."""
         return getattr(self._scope.get("route"), "path", "unknown")
+
+    def used_gates(self, gates_hash: str | None, labels: Mapping[str, str | None]) -> None:
+        """The gates are known.
+
+        Args:
+            gates_hash: as in `RequestRecord`.
+            labels: where they come from; its fields `gates_source` to `answer_behaviour`.
+        """
+        self._gates = {"gates_hash": gates_hash, **labels}
 
     def accepted(self, samples: int) -> None:
         """The engine has queued the request."""
@@ -79,8 +87,7 @@ class RequestTrace:
                 prompt_tokens=self.prompt_tokens,
                 completion_tokens=self.completion_tokens,
                 cached_tokens=self.cached_tokens,
-                gates_hash=self.gates_hash,
-                gates_source=self.gates_source,
+                **self._gates,
                 ttft_s=self.ttft_s,
                 total_s=time.perf_counter() - self._started,
                 outcome=_outcome(self.failure or status),

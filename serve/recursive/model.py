@@ -6,12 +6,12 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future, wait
 from http import HTTPStatus
-from typing import Protocol
+from typing import Any, Protocol
 
 from mhc_model.engine import Completion
 from mhc_model.recursion import CancelToken, Embedder, Gates, Generated, as_generated
 from mhc_model.tokenizer import Tokenizer
-from serve.completions import CompletionRequest, GatesSource, Prepared
+from serve.completions import CompletionRequest, Prepared
 from serve.errors import APIError
 
 _POLL_S = 0.02
@@ -43,16 +43,15 @@ class ServedModel:
     """A `LanguageModel` for one session, in a thread of its own.
 
     Attributes:
-        gates: those of the last prompt; None before the first call, and for a plain model.
-        gates_source: where they came from.
+        gates: of the last call, and where they came from, as a completion gives them; nothing
+            before the first call.
     """
 
     def __init__(self, service: PromptService) -> None:
         self._service = service
         # A session leaves room in the queue for others.
         self._batch = max(1, service.capacity // 2)
-        self.gates: list[float] | None = None
-        self.gates_source: GatesSource | None = None
+        self.gates: dict[str, Any] = {}
 
     @property
     def context(self) -> int:
@@ -93,7 +92,7 @@ class ServedModel:
                 }
             )
             prepared, future = self._submit(body, cancel)
-            self.gates, self.gates_source = prepared.gates[-1], prepared.gates_source
+            self.gates = {**prepared.gates.numbers(-1), **prepared.gates.labels}
             completions = _result(future, cancel)
             done += map(as_generated, prepared.requests, completions)
         return done

@@ -106,5 +106,9 @@ class RecursiveResponse(BaseModel):
     chunks: int
     transcript: list[SessionStep]
     usage: SessionUsage
-    gates: list[float] | None
-    gates_source: GatesSource | None
+    gates: list[float] | None = Field(None, description="of the last prompt read")
+    gates_source: GatesSource | None = None
+    behaviour: str | None = None
+    answer_gates: list[float] | None = None
+    answer_gates_source: GatesSource | None = None
+    answer_behaviour: str | None = None

@@ -203,8 +203,7 @@ class _Run:
             chunks=chunks,
             transcript=[SessionStep(**step.as_json()) for step in session.transcript.steps],
             usage=SessionUsage(**session.usage.as_json()),
-            gates=None if served is None else served.gates,
-            gates_source=None if served is None else served.gates_source,
+            **({} if served is None else served.gates),
         )
 
 

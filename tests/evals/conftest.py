@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -39,24 +40,32 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture(scope="session")
 def make_model(tokenizer, tiny_model):
-    """`make_model(mhc=True, context=128)`: 2 layers of width 32, all weights random."""
+    """`make_model(mhc=True, context=128, **fields)`: 2 layers of width 32, random weights."""
 
-    def make(mhc: bool = True, context: int = 128) -> Decoder:
-        return tiny_model(
-            plain=not mhc, vocab_size=tokenizer.vocab_size, n_layers=2, max_seq_len=context
-        )
+    def make(mhc: bool = True, context: int = 128, **fields: Any) -> Decoder:
+        values = {"vocab_size": tokenizer.vocab_size, "n_layers": 2, "max_seq_len": context}
+        return tiny_model(plain=not mhc, **values, **fields)
 
     return make
 
 
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory, make_model, tokenizer):
-    """A directory with checkpoints `mhc` and `plain`, and their content hashes."""
+    """A directory with checkpoints `mhc`, `plain` and `named`, and their content hashes.
+
+    `named` is `mhc` with two behaviours: direct stands for gates of 0, worked for 0.2 and 1.
+    """
     root = tmp_path_factory.mktemp("checkpoints")
-    hashes = {
-        name: save_checkpoint(root / name, make_model(mhc=name == "mhc"), tokenizer)
-        for name in ("mhc", "plain")
+    behaviours = {
+        "direct": {"gates": [0.0, 0.3], "at": 0.0},
+        "worked": {"gates": [[0.1, 0.3], [1.0, 1.0]]},
     }
+    models = {
+        "mhc": make_model(),
+        "plain": make_model(mhc=False),
+        "named": make_model(behaviours=behaviours),
+    }
+    hashes = {name: save_checkpoint(root / name, one, tokenizer) for name, one in models.items()}
     return root, hashes
 
 

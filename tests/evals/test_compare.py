@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
-from evals.compare import Test as PairedTest
-from evals.compare import compare, corrected, mean_test
+from evals.compare import compare
 from evals.compare import main as compare_main
-from evals.compare import tests_rows as rows_of
+from evals.results import read_results, read_samples
 from evals.statistics import (
     holm,
     mcnemar_exact,
@@ -38,7 +38,7 @@ def outs(evaluate):
 
 def test_pairs_are_by_id_and_p_values_corrected(outs):
     found = compare([outs[1], outs[2] / "results.json"], ["A", "B"])
-    strict, flexible, bits = found.tests
+    strict, flexible, tokens, bits = found.tests
     test = mcnemar_exact(FIRST, SECOND)
     assert (strict.task, strict.metric, strict.first, strict.second) == (
         "gsm8k",
@@ -51,8 +51,9 @@ def test_pairs_are_by_id_and_p_values_corrected(outs):
     low, high = strict.difference.interval
     assert low < -2 / 8 < high
     assert strict.detectable == pytest.approx(minimal_detectable_effect(8, 6 / 8))
-    corrected = holm([strict.mcnemar.p_value, flexible.mcnemar.p_value])
-    assert [strict.holm_p, flexible.holm_p] == corrected
+    own = (strict, flexible, tokens)
+    corrected = holm([strict.mcnemar.p_value, flexible.mcnemar.p_value, tokens.permutation_p])
+    assert [test.holm_p for test in own] == corrected
     assert (bits.task, bits.mcnemar, bits.holm_p) == ("bpb", None, None)
     runs = [run["tasks"]["bpb"]["bits_per_byte"] for run in found.runs]
     assert bits.difference.value == pytest.approx(runs[1] - runs[0], abs=1e-9)
@@ -110,22 +111,57 @@ def test_command(outs, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "mHC, learned gates" in printed
     assert "p, Holm" in printed
+    more = ["--tasks", "gsm8k", "--token-cost", "0.01"]
+    assert compare_main([*files, "--labels", "a", "b", "c", *more]) == 0
+    printed = capsys.readouterr().out
+    assert "gsm8k reward" in printed
+    assert "bits per byte" not in printed
     assert compare_main([*files, "--labels", "one"]) == 2
     assert "1 labels for 3 results" in capsys.readouterr().err
     assert compare_main([str(tmp_path)]) == 2
     assert "cannot be read" in capsys.readouterr().err
 
 
-def test_means_have_a_p_value_and_are_corrected_together():
-    first, second = [4.0, 4.0, 40.0, 36.0] * 10, [4.0, 20.0, 44.0, 60.0] * 10
-    other = mean_test("held-out", "tokens", ("a", "c"), (first, first[::-1]))
-    own = mean_test("held-out", "tokens", ("a", "b"), (first, second))
-    assert own.difference == paired_bootstrap(first, second)
-    assert own.p_value == paired_permutation(first, second) < 0.001
-    bits = PairedTest("bpb", "bits per byte", "a", "b", own.difference)
-    done = corrected([own, bits, other])
-    assert [test.holm_p for test in done] == [2 * own.p_value, None, other.p_value]
-    rows = rows_of(done)[1]
-    assert rows[0][:2] == ["held-out tokens", "b - a"]
-    assert rows[0][4:6] == [f"{own.p_value:.3g}", f"{2 * own.p_value:.3g}"]
-    assert rows[1][4:6] == ["", ""]
+def test_tokens_and_rewards_are_shown_and_tested(outs):
+    found = compare(outs[1:], ["A", "B"], token_cost=0.125, tasks=["gsm8k"])
+    tests = {test.metric: test for test in found.tests}
+    assert list(tests) == ["strict", "flexible", "tokens per answer", "reward"]
+    samples = [{row["id"]: row for row in read_samples(out, "gsm8k")} for out in outs[1:]]
+    ids = list(samples[0])
+    for metric, value in (
+        ("tokens per answer", lambda row: row["tokens"]),
+        ("reward", lambda row: row["strict"] - 0.125 * row["tokens"]),
+    ):
+        columns = [[value(run[i]) for i in ids] for run in samples]
+        test, difference = tests[metric], paired_bootstrap(*columns)
+        assert (test.difference, test.p_value) == (difference, paired_permutation(*columns))
+        assert test.holm_p >= test.p_value
+        row = next(row for row in found.rows if row[0] == f"gsm8k {metric}")
+        digits = 2 if metric.startswith("tokens") else 4
+        shown = [f"{np.mean(column):.{digits}f}" for column in columns]
+        assert [cell.split(" [")[0] for cell in row[1:]] == shown
+        assert f"{difference.value:+.{digits}f} [" in found.tests_table()
+    for out, run in zip(outs[1:], samples, strict=True):
+        mean = np.mean([row["tokens"] for row in run.values()])
+        assert read_results(out)["tasks"]["gsm8k"]["mean_tokens"] == pytest.approx(mean)
+    with pytest.raises(ConfigError, match="A has no arc_easy; its tasks are gsm8k, bpb"):
+        compare(outs[1:], ["A", "B"], tasks=["arc_easy"])
+
+
+def test_words_after_the_questions_are_no_other_problems(evaluate, outs):
+    """A plain model is asked in words for what gates say to another: the same problems."""
+    asked = [evaluate("plain", "--words", words) for words in ("direct", "worked")]
+    entry = read_results(asked[0])["tasks"]["gsm8k"]
+    plain = read_results(outs[0])["tasks"]["gsm8k"]
+    assert entry["words"] == "direct"
+    assert entry["problems_sha256"] == plain["prompts_sha256"] != entry["prompts_sha256"]
+    for sample, before in zip(
+        read_samples(asked[0], "gsm8k"), read_samples(outs[0], "gsm8k"), strict=True
+    ):
+        assert sample["prompt"] == before["prompt"].replace("\nAnswer:", " (direct)\nAnswer:")
+        assert sample["id"] == before["id"]
+    # Documents are scored as they are.
+    assert read_samples(asked[0], "bpb") == read_samples(outs[0], "bpb")
+    found = compare([outs[1], *asked], ["gates", "direct", "worked"])
+    assert ["gsm8k words", "", "direct", "worked"] in found.rows
+    assert len([test for test in found.tests if test.metric == "strict"]) == 3

@@ -25,7 +25,7 @@ def lines_of(out):
 
 
 @pytest.mark.ray
-def test_replicas_give_the_same_samples(line, tmp_path, short_directory, monkeypatch):
+def test_replicas_give_the_same_samples(line, tmp_path, on_ray_head, monkeypatch):
     data = tmp_path / "data" / "arc_easy"
     data.mkdir(parents=True)
     rows = [json.dumps(row) for row in ARC_ROWS]
@@ -47,8 +47,7 @@ def test_replicas_give_the_same_samples(line, tmp_path, short_directory, monkeyp
         return deal(self, items)
 
     monkeypatch.setattr(Replicas, "run", counted)
-    temp = ["--ray.temp-dir", short_directory, "--ray.num-cpus", "2"]
-    assert main([*arc, "--out", str(tmp_path / "two"), "--replicas", "2", *temp]) == 0
+    assert main([*arc, "--out", str(tmp_path / "two"), "--replicas", "2"]) == 0
     both = [json.loads(row) for row in lines_of(tmp_path / "two")]
     assert [row["id"] for row in both] == [row["id"] for row in alone]
     # The projection's variants are not what the replicas loaded: they run here.

@@ -97,6 +97,7 @@ def test_a_killed_run_goes_on(line, tmp_path):
         (["--gates", "0.5"], "settings.gates: 'learned' and '0.5'"),
         (["--seed", "1"], "settings.seed: 0 and 1"),
         (["--max-tokens", "7"], "max_tokens: 6 and 7"),
+        (["--words", "direct"], "settings.words: None and 'direct'"),
         (["--checkpoint", "plain"], "checkpoint: '[0-9a-f]+' and '[0-9a-f]+'"),
     ],
 )

@@ -16,6 +16,7 @@ from statsmodels.stats.multitest import multipletests
 from evals.statistics import (
     holm,
     mcnemar_exact,
+    mean_entry,
     minimal_detectable_effect,
     paired_bootstrap,
     paired_permutation,
@@ -122,6 +123,19 @@ def test_weighted_bootstrap_is_scipys():
     ).confidence_interval
     assert found.value == pytest.approx(ratio(second - first, sizes))
     assert found.interval == pytest.approx((expected.low, expected.high), abs=0.012)
+
+
+def test_a_mean_and_its_interval_are_scipys():
+    values = np.random.default_rng(5).gamma(2.0, 10.0, size=50)
+    found = mean_entry(values, resamples=20_000)
+    expected = bootstrap(
+        (values,), np.mean, n_resamples=20_000, method="percentile", rng=np.random.default_rng(6)
+    ).confidence_interval
+    assert found["mean"] == pytest.approx(values.mean())
+    assert found["bootstrap_95"] == pytest.approx([expected.low, expected.high], abs=0.25)
+    assert mean_entry([3]) == {"mean": 3.0, "bootstrap_95": None}
+    with pytest.raises(DataError, match="no values"):
+        mean_entry([])
 
 
 @pytest.mark.parametrize("shares", [(0.48, 0.08, 0.12, 0.32), (0.25, 0.05, 0.11, 0.59)])

@@ -1,6 +1,8 @@
+"""The model in transformers: loaded by its auto classes, generating, refusing."""
+
+from __future__ import annotations
+
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -9,12 +11,13 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mhc_model.checkpoint import load_checkpoint, save_checkpoint
-from mhc_model.checkpoint.remote_code import REMOTE_CODE, config_entries
 from mhc_model.config import MHCConfig, ModelConfig
 from mhc_model.decoder import Decoder
 from mhc_model.errors import ConfigError, EngineError, GateError
 from mhc_model.huggingface import MHCGatesConfig, MHCGatesForCausalLM
 from mhc_model.tokenizer import Tokenizer
+
+pytestmark = pytest.mark.usefixtures("private_module_cache")
 
 CORPUS = ["Question: Tom has 12 apples and buys 7 more.\nAnswer: 19\n", "naïve 北京 🙂  \n\n\tx"]
 TOKENIZER = Tokenizer.train(CORPUS, vocab_size=290)
@@ -48,17 +51,6 @@ def mhc_pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Decoder, MHCGate
     decoder = build_decoder(STRONG)
     save_checkpoint(path, decoder, TOKENIZER)
     return decoder, MHCGatesForCausalLM.from_pretrained(path)
-
-
-@pytest.fixture(autouse=True)
-def private_module_cache(
-    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """transformers copies a checkpoint's code before it runs it: not into the home directory."""
-    cache = tmp_path_factory.getbasetemp() / "modules"
-    cache.mkdir(exist_ok=True)
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(cache))
-    monkeypatch.syspath_prepend(cache)
 
 
 def random_tokens(rows: int, length: int, seed: int = 0) -> Tensor:
@@ -262,30 +254,3 @@ def test_config_round_trip_and_contradictions() -> None:
         MHCGatesConfig.from_model_config(config, hidden_size=65)
     with pytest.raises(ConfigError, match="n_layer"):
         MHCGatesConfig(mhc_gates={"n_layer": 3})
-
-
-def test_entries_name_classes_that_exist() -> None:
-    entries = config_entries(ModelConfig())
-    namespace: dict[str, object] = {}
-    exec(compile(REMOTE_CODE, "modeling_mhc_gates.py", "exec"), namespace)
-    for reference in entries["auto_map"].values():
-        module, name = reference.split(".")
-        assert module == "modeling_mhc_gates"
-        assert isinstance(namespace[name], type)
-    assert entries["architectures"] == [MHCGatesForCausalLM.__name__]
-    assert entries["model_type"] == MHCGatesConfig.model_type
-
-
-def test_shim_without_the_project_says_what_to_install(tmp_path: Path) -> None:
-    shim = tmp_path / "modeling_mhc_gates.py"
-    shim.write_text(REMOTE_CODE)
-    # -I -S: neither this directory nor the installed packages are on the path.
-    result = subprocess.run([sys.executable, "-I", "-S", shim], capture_output=True, text=True)
-    assert result.returncode == 1
-    assert "ImportError: This checkpoint needs the project that wrote it" in result.stderr
-    assert "pip install" in result.stderr
-
-
-def test_package_does_not_import_transformers() -> None:
-    code = "import sys, mhc_model; sys.exit('transformers' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

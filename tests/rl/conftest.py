@@ -78,14 +78,13 @@ def short_directory() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def ray_cluster() -> Iterator[None]:
+def ray_cluster(ray_head) -> Iterator[None]:
+    """This process is connected to the shared cluster."""
     import ray
 
-    directory = tempfile.mkdtemp(prefix="r-")
-    ray.init(**RaySettings(num_cpus=4, temp_dir=directory).init_arguments())
+    ray.init(**RaySettings(address=ray_head.address).init_arguments())
     yield
     ray.shutdown()
-    shutil.rmtree(directory, ignore_errors=True)
 
 
 @pytest.fixture

@@ -9,17 +9,21 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import torch
 import uvicorn
 from vllm_engines import ENGINES, vllm_engines
 
 from mhc_model import Engine, Request, SamplingParams, save_checkpoint
+from mhc_model.checkpoint import checkpoint_hash, read_model_config
+from mhc_model.config import PolicyConfig
 from mhc_model.engine import Completion, EngineBase
+from mhc_model.policy import GatePolicy
 from mhc_model.tokenizer import Tokenizer
 from serve.app import create_app
 from serve.service import CompletionService
@@ -33,6 +37,7 @@ BOTH_ENGINES = {
     "test_logprobs",
     "test_openai_client",
     "test_responses",
+    "test_serve_gates",
     "test_serve_routing",
     "test_service",
     "test_streaming",
@@ -118,6 +123,45 @@ def plain_checkpoint(tmp_path_factory, tokenizer, tiny_model) -> Path:
     model = tiny_model(plain=True, vocab_size=tokenizer.vocab_size, max_seq_len=CONTEXT)
     save_checkpoint(directory, model, tokenizer)
     return directory
+
+
+BEHAVIOURS: dict[str, dict[str, Any]] = {
+    "direct": {"gates": [0.0, 0.3], "share": 0.5, "style": "direct"},
+    "odd": {"gates": [0.0, 1.0], "at": [0.0, 0.1, 0.2, 0.3, 0.4, 1.0]},
+    "worked": {"gates": [[0.7, 1.0], [0.2, 0.4], [0.5, 0.5]]},
+}
+
+
+@pytest.fixture(scope="session")
+def behaved_checkpoint(tmp_path_factory, tokenizer, tiny_model) -> Path:
+    """The same model with three behaviours: global, per layer and per sublayer."""
+    directory = tmp_path_factory.mktemp("served-behaved") / "behaved"
+    model = tiny_model(vocab_size=tokenizer.vocab_size, max_seq_len=CONTEXT, behaviours=BEHAVIOURS)
+    save_checkpoint(directory, model, tokenizer)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def make_policy(checkpoint) -> Callable[..., GatePolicy]:
+    """`make_policy(path=checkpoint, **fields)`: its weights are random, so that prompts get visibly
+    different gates."""
+
+    def make(path: Path = checkpoint, **fields: Any) -> GatePolicy:
+        config = read_model_config(path)
+        values = {
+            "action_space": "per_sublayer",
+            "n_layers": config.n_layers,
+            "observation_dim": config.d_model,
+            "checkpoint_hash": checkpoint_hash(path),
+        }
+        policy = GatePolicy(PolicyConfig(**{**values, **fields}))
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for parameter in policy.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator))
+        return policy.eval()
+
+    return make
 
 
 @pytest.fixture(scope="session")
@@ -233,16 +277,32 @@ def post_bytes(call) -> Callable[..., httpx.Response]:
 
 
 @pytest.fixture
-def alone(make_engine, tokenizer) -> Callable[..., Completion]:
+def alone(run_alone, checkpoint) -> Callable[..., Completion]:
     """`alone(prompt, gates=None, **sampling)`: the completion of a lone run of the engine."""
-    engine = make_engine(max_batch=1)
+    return run_alone(checkpoint)
 
-    def run(prompt: str | list[int], gates: Any = None, **sampling: Any) -> Completion:
-        tokens = tokenizer.encode(prompt, bos=True) if isinstance(prompt, str) else prompt
-        request = Request(tokens, gates=gates, sampling=SamplingParams(**sampling))
-        return engine.generate([request])[0]
 
-    return run
+@pytest.fixture
+def run_alone(make_engine, tokenizer) -> Callable[[Path], Callable[..., Completion]]:
+    """`run_alone(path)(prompt, gates=None, **sampling)`: the same of another checkpoint."""
+
+    def of(path: Path) -> Callable[..., Completion]:
+        engine = make_engine(path, max_batch=1)
+        return partial(_run_alone, engine, tokenizer)
+
+    return of
+
+
+def _run_alone(
+    engine: EngineBase,
+    tokenizer: Tokenizer,
+    prompt: str | list[int],
+    gates: Any = None,
+    **sampling: Any,
+) -> Completion:
+    tokens = tokenizer.encode(prompt, bos=True) if isinstance(prompt, str) else prompt
+    request = Request(tokens, gates=gates, sampling=SamplingParams(**sampling))
+    return engine.generate([request])[0]
 
 
 def _error_of(response: httpx.Response, status: int) -> dict[str, Any]:

@@ -168,6 +168,7 @@ def test_the_gates_are_described(call, model, checkpoint):
         "minimum": 0.0,
         "maximum": 1.0,
         "policy": False,
+        "behaviours": [],
     }
 
 

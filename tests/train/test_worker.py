@@ -75,21 +75,17 @@ def test_killed_worker_and_killed_run_end_as_if_nothing_had_happened(
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_an_error_that_stays_is_not_tried_again(tmp_path, make_config):
-    ray_directory = tempfile.mkdtemp(prefix="ray-")
+def test_an_error_that_stays_is_not_tried_again(tmp_path, make_config, ray_head):
     config = make_config(
         optimizer={"hidden": "adamw", "lr": 1e30, "gradient_clip": None},
         steps=50,
         workers={"num_workers": 1, "max_failures": 3},
-        ray={"address": "local", "num_cpus": 2, "temp_dir": ray_directory},
+        ray={"address": ray_head.address},
     )
     dump_settings(config, tmp_path / "config.yaml")
     command = [sys.executable, "-m", "train", "--config", str(tmp_path / "config.yaml")]
-    try:
-        with started(command, tmp_path / "output.txt") as process:
-            status = process.wait(timeout=240)
-    finally:
-        shutil.rmtree(ray_directory, ignore_errors=True)
+    with started(command, tmp_path / "output.txt") as process:
+        status = process.wait(timeout=240)
     output = (tmp_path / "output.txt").read_text()
     assert status == 2, output
     assert re.fullmatch(r"error: .* is (nan|inf).*lower optimizer\.lr.*", output.splitlines()[-1])

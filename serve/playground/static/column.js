@@ -1,7 +1,7 @@
 // One of the two columns: its gates, its streamed answer, what was measured.
 
 import { ApiError, stream } from "./api.js";
-import { element, facts, mean, short } from "./dom.js";
+import { element, facts, short, spread } from "./dom.js";
 import { GateControls } from "./gates.js";
 import { gateStrip } from "./heatmap.js";
 
@@ -117,7 +117,7 @@ export class Column {
     const choice = chunk.choices[0];
     if (choice === undefined) return;
     this.answered = true;
-    if (choice.gates) this.showUsed(choice.gates, chunk.gates_source);
+    if (choice.gates) this.showUsed(choice, chunk);
     this.text += choice.text;
     this.reason = choice.finish_reason ?? this.reason;
     const gained = choice.logprobs?.tokens.length ?? 0;
@@ -178,14 +178,23 @@ export class Column {
     );
   }
 
-  showUsed(gates, source) {
-    const spread = `${short(Math.min(...gates))} to ${short(Math.max(...gates))}`;
-    const same = gates.every((gate) => gate === gates[0]);
-    const text = same ? `${short(gates[0])} everywhere` : `${spread}, mean ${short(mean(gates))}`;
-    this.find(".used").replaceChildren(
-      element("h4", { text: `Gates used (${source}): ${text}` }),
-      gateStrip(`gate used in ${this.label}`, gates),
-    );
-    this.find(".used").hidden = false;
+  /** The gates of a stream's first choice, and where its chunk says that they come from. */
+  showUsed(choice, chunk) {
+    const used = this.find(".used");
+    const show = (of, gates, source, behaviour) => {
+      const from = behaviour === null ? source : `${source} ${behaviour}`;
+      used.append(
+        element("h4", { text: `Gates used${of} (${from}): ${spread(gates)}` }),
+        gateStrip(`gate used${of} in ${this.label}`, gates),
+      );
+    };
+    used.replaceChildren();
+    const which = choice.answer_gates ? " for the prompt" : "";
+    show(which, choice.gates, chunk.gates_source, chunk.behaviour);
+    if (choice.answer_gates) {
+      const { answer_gates_source: source, answer_behaviour: behaviour } = chunk;
+      show(" for the answer", choice.answer_gates, source, behaviour);
+    }
+    used.hidden = false;
   }
 }

@@ -55,6 +55,13 @@ export function short(value, digits = 3) {
   return String(Number(value.toFixed(digits)));
 }
 
+/** Gates in words: one number where all are the same, else their ends and mean. */
+export function spread(gates) {
+  if (gates.every((gate) => gate === gates[0])) return `${short(gates[0])} everywhere`;
+  const ends = `${short(Math.min(...gates))} to ${short(Math.max(...gates))}`;
+  return `${ends}, mean ${short(mean(gates))}`;
+}
+
 /** The last call of a burst, `delay` milliseconds after it. */
 export function debounced(call, delay) {
   let timer;

@@ -1,15 +1,19 @@
-// The gate controls of one column: learned, policy, or numbers by slider.
+// The gate controls of one column: learned, policy, behaviours by name, or numbers by slider.
 
-import { element, mean, short } from "./dom.js";
+import { Between, description } from "./behaviours.js";
+import { element, mean, short, spread } from "./dom.js";
 import { gateStrip } from "./heatmap.js";
 
 const MODES = {
   learned: "Learned",
   policy: "Policy",
+  behaviour: null, // one for each, by its name
+  between: "Between",
   global: "Global",
   layer: "Per layer",
   sublayer: "Per sublayer",
 };
+const NUMBERS = ["global", "layer", "sublayer"]; // modes with sliders of their own
 const KINDS = ["attention", "mlp"];
 
 /**
@@ -18,6 +22,7 @@ const KINDS = ["attention", "mlp"];
  * @property {number} n_gates 2L; 0 for a plain model
  * @property {number[]|null} learned
  * @property {boolean} policy
+ * @property {import("./behaviours.js").Behaviour[]} behaviours
  */
 
 export class GateControls {
@@ -25,7 +30,7 @@ export class GateControls {
    * @param {HTMLElement} root an element with .modes and .controls
    * @param {string} label of the column
    * @param {GateModel} model has gates
-   * @param {{mode: string, values: number[]|null}} state
+   * @param {{mode: string, names: string[], values: number[]|null}} state
    * @param {() => void} changed called after every change by the user
    */
   constructor(root, label, model, state, changed) {
@@ -36,32 +41,54 @@ export class GateControls {
     this.body = element("div");
     this.bar = this.tools();
     root.querySelector(".controls").append(this.body, this.bar);
-    this.values = this.expanded(state.values) ?? [...model.learned]; // 2L numbers
-    this.mode = state.mode === "policy" && !model.policy ? "learned" : state.mode;
-    const modes = Object.keys(MODES).filter((mode) => mode !== "policy" || model.policy);
-    root.querySelector(".modes").append(...modes.map((mode) => this.modeButton(mode)));
+    const { behaviours } = model;
+    this.name = behaviours[0]?.name; // of the behaviour, in the mode of that name
+    this.between = behaviours.length > 1 ? new Between(label, behaviours, changed) : null;
+    this.values = [...model.learned]; // 2L numbers
+    this.mode = this.restore(state) ? state.mode : "learned";
+    root.querySelector(".modes").append(...this.modeButtons());
     this.draw();
+  }
+
+  /** Takes over what an address keeps; false if this model does not offer it. */
+  restore({ mode, names, values }) {
+    if (mode === "policy") return this.model.policy;
+    if (mode === "between") return this.between?.restore({ names, values }) ?? false;
+    if (mode === "behaviour") {
+      if (this.behaviour(names?.[0]) === undefined) return false;
+      [this.name] = names;
+    }
+    if (NUMBERS.includes(mode)) this.values = this.expanded(values) ?? this.values;
+    return true;
+  }
+
+  behaviour(name) {
+    return this.model.behaviours.find((behaviour) => behaviour.name === name);
   }
 
   /** What the API's `gates` field gets. */
   get request() {
-    return this.state.values === null
-      ? this.mode
-      : this.mode === "global"
-        ? this.values[0]
-        : this.state.values;
+    const { values } = this.state;
+    if (this.mode === "behaviour") return this.name;
+    if (this.mode === "between") return this.between.gates;
+    if (values === null) return this.mode;
+    return this.mode === "global" ? values[0] : values;
   }
 
-  /** The mode and, for numbers, as many of them as the mode has. */
+  /** The mode, its names and, for numbers, as many of them as the mode has. */
   get state() {
+    const { mode } = this;
+    if (mode === "behaviour") return { mode, names: [this.name], values: null };
+    if (mode === "between") return { mode, ...this.between.state };
     const values = { global: [this.values[0]], layer: this.perLayer(), sublayer: this.values };
-    return { mode: this.mode, values: values[this.mode] ?? null };
+    return { mode, names: [], values: values[mode] ?? null };
   }
 
-  /** Takes over another column's mode and numbers. */
+  /** Takes over another column's mode, names and numbers. */
   copy(other) {
     this.values = [...other.values];
-    this.choose(other.mode);
+    if (other.between) this.between.restore(other.between.state);
+    this.choose(other.mode, other.name);
   }
 
   expanded(values) {
@@ -75,20 +102,41 @@ export class GateControls {
     return this.values.filter((_, k) => k % 2 === 0);
   }
 
-  modeButton(mode) {
+  /** What this model offers, in the order of MODES. */
+  modeButtons() {
+    const { policy, behaviours } = this.model;
+    const offered = {
+      policy: policy ? [null] : [],
+      behaviour: behaviours.map(({ name }) => name),
+      between: this.between ? [null] : [],
+    };
+    return Object.keys(MODES).flatMap((mode) =>
+      (offered[mode] ?? [null]).map((name) => this.modeButton(mode, name)),
+    );
+  }
+
+  modeButton(mode, name) {
+    const value = this.valueOf(mode, name);
     const input = element("input", {
       type: "radio",
       name: `mode-${this.label}`,
-      value: mode,
-      checked: mode === this.mode,
-      change: () => this.choose(mode),
+      value,
+      checked: value === this.valueOf(this.mode, this.name),
+      change: () => this.choose(mode, name),
     });
-    return element("label", {}, input, element("span", { text: MODES[mode] }));
+    return element("label", {}, input, element("span", { text: name ?? MODES[mode] }));
   }
 
-  choose(mode) {
+  /** Of a radio button: names of behaviours may be those of modes. */
+  valueOf(mode, name) {
+    return mode === "behaviour" ? `${mode}:${name}` : mode;
+  }
+
+  choose(mode, name) {
     this.mode = mode;
-    this.root.querySelector(`.modes input[value="${mode}"]`).checked = true;
+    this.name = name ?? this.name;
+    const value = this.valueOf(mode, this.name);
+    this.root.querySelector(`.modes input[value="${value}"]`).checked = true;
     this.set(this.values);
   }
 
@@ -106,21 +154,18 @@ export class GateControls {
     const parts = {
       learned: () => [gateStrip("learned gate", this.model.learned), this.learnedText()],
       policy: () => [hint("The exported gate policy chooses the gates for this prompt.")],
+      behaviour: () => description(this.behaviour(this.name)),
+      between: () => this.between.draw(),
       global: () => [this.slider("All gates", mean(this.model.learned), this.every())],
       layer: () => [this.list()],
       sublayer: () => [this.grid()],
     };
     this.body.replaceChildren(...parts[this.mode]());
-    this.bar.hidden = this.state.values === null;
+    this.bar.hidden = !NUMBERS.includes(this.mode);
   }
 
   learnedText() {
-    const { learned } = this.model;
-    const low = short(Math.min(...learned));
-    const high = short(Math.max(...learned));
-    return hint(
-      `The gates that training ended with: ${low} to ${high}, mean ${short(mean(learned))}.`,
-    );
+    return hint(`The gates that training ended with: ${spread(this.model.learned)}.`);
   }
 
   list() {

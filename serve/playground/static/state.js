@@ -13,7 +13,8 @@ export const DEFAULTS = {
 };
 
 const FIELDS = { prompt: "p", maxTokens: "m", temperature: "t", seed: "s" };
-const MODES = ["learned", "policy", "global", "layer", "sublayer"];
+const MODES = ["learned", "policy", "behaviour", "between", "global", "layer", "sublayer"];
+const NAMED = ["behaviour", "between"]; // their names stand before their numbers
 
 /** The state of an address; what is missing or makes no sense is as in DEFAULTS. */
 export function readState(fragment) {
@@ -29,10 +30,13 @@ export function readState(fragment) {
 }
 
 function readGates(text) {
-  const [mode, numbers] = (text ?? "").split(":");
+  const [mode, rest] = (text ?? "").split(":");
   if (!MODES.includes(mode)) return null;
-  const values = numbers ? numbers.split(",").map(Number) : null;
-  return values?.every(Number.isFinite) === false ? null : { mode, values };
+  const parts = rest ? rest.split(",") : [];
+  const names = NAMED.includes(mode) ? parts.filter((part) => /^[A-Za-z]/.test(part)) : [];
+  const values = parts.slice(names.length).map(Number);
+  if (!values.every(Number.isFinite)) return null;
+  return { mode, names, values: values.length ? values : null };
 }
 
 /** The fragment of a state; `gates` as `GateControls.state` gives them. */
@@ -40,8 +44,9 @@ export function writeState(state) {
   const fields = new URLSearchParams();
   for (const [field, name] of Object.entries(FIELDS)) fields.set(name, state[field]);
   for (const column of ["a", "b"]) {
-    const { mode, values } = state[column];
-    fields.set(column, values ? `${mode}:${values.join(",")}` : mode);
+    const { mode, names, values } = state[column];
+    const parts = [...(names ?? []), ...(values ?? [])];
+    fields.set(column, parts.length ? `${mode}:${parts.join(",")}` : mode);
   }
   return `#${fields}`;
 }

@@ -11,7 +11,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.registry import get_model
 
 from evals.harness import GatedLM
-from mhc_model.errors import ConfigError, EngineError
+from mhc_model.errors import ConfigError, EngineError, GateError
 
 # Warnings of the harness and of what it imports are not ours to mend.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -59,3 +59,19 @@ def test_generation_arguments(checkpoint):
         ask(until=[], repetition_penalty=1.2)
     with pytest.raises(EngineError, match="leaves no room"):
         ask(until=[], max_gen_toks=600)
+
+
+def test_behaviours_and_other_gates_for_the_answer(checkpoint):
+    def ask(gates):
+        model = GatedLM(str(checkpoint), gates=gates, device="cpu")
+        generation = Instance("generate_until", {}, ("Tom", {"until": [], "max_gen_toks": 12}), 0)
+        scoring = Instance("loglikelihood", {}, ("Tom has", " 7 apples"), 0)
+        return model.generate_until([generation])[0], model.loglikelihood([scoring])[0]
+
+    text, likelihood = ask("direct")
+    assert (text, likelihood) == ask(0)
+    other, same = ask("direct:worked")
+    assert same == likelihood  # what is only scored is prompt
+    assert other != text
+    with pytest.raises(GateError, match="'loud'; the names of this model are learned, direct, wor"):
+        GatedLM(str(checkpoint), gates="loud", device="cpu")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -25,12 +23,12 @@ pytestmark = pytest.mark.ray
 SHIPPED = Path("configs/steerable.yaml")
 
 
-def small(storage: Path, ray_directory: str) -> dict:
+def small(storage: Path, ray_address: str) -> dict:
     values = load_settings(SteerableConfig, SHIPPED).model_dump(mode="json")
     ablation = values["ablation"]
     ablation |= {"seeds": [0], "iterations": 6, "checkpoint_every": 6, "grid": [0.0, 1.0]}
     ablation["pool"] |= {"replicas": 1}
-    ablation["ray"] |= {"num_cpus": 2, "temp_dir": ray_directory}
+    ablation["ray"] |= {"address": ray_address}
     return {
         **values,
         "storage": str(storage),
@@ -42,12 +40,11 @@ def small(storage: Path, ray_directory: str) -> dict:
 
 
 @pytest.fixture(scope="module")
-def config_file(tmp_path_factory):
-    directory, ray_directory = tmp_path_factory.mktemp("proof"), tempfile.mkdtemp(prefix="r-")
+def config_file(tmp_path_factory, ray_head) -> Path:
+    directory = tmp_path_factory.mktemp("proof")
     path = directory / "small.yaml"
-    path.write_text(yaml.safe_dump(small(directory, ray_directory)))
-    yield path
-    shutil.rmtree(ray_directory, ignore_errors=True)
+    path.write_text(yaml.safe_dump(small(directory, ray_head.address)))
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +137,7 @@ def test_what_is_done_is_kept(proof, config_file, capfd):
     output = capfd.readouterr()
     assert "learns" not in output.out
     assert "Started a local Ray instance" not in output.err
+    assert "Connecting to existing Ray cluster" not in output.err
     assert {path: path.stat().st_mtime_ns for path in arms.glob("*/arm.json")} == before
     assert {path: path.read_text() for path in arms.glob("*/samples.jsonl")} == answers
 

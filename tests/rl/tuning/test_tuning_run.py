@@ -71,7 +71,9 @@ def test_a_replica_killed_during_a_run_loses_no_episode(survivor):
 
 
 @pytest.mark.slow
-def test_a_resumed_run_equals_an_uninterrupted_one(arguments, tmp_path, survivor, capfd):
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    arguments, tmp_path, survivor, on_ray_head, capfd
+):
     directory = tmp_path / "tiny"
     assert main([*arguments, "--iterations", "2"]) == 0
     first = rows(directory / "rollouts.jsonl")

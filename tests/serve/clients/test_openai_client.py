@@ -34,6 +34,33 @@ def test_completes_with_gates(client, alone, gates):
     assert answer.usage.completion_tokens == len(expected.tokens)
 
 
+def test_names_of_behaviours_and_gates_of_prompt_and_answer(
+    serving, make_service, make_engine, run_alone, behaved_checkpoint
+):
+    alone = run_alone(behaved_checkpoint)
+    with (
+        serving(make_service(make_engine(behaved_checkpoint))) as url,
+        openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client,
+    ):
+        (card,) = client.models.list().data
+        assert [each["name"] for each in card.behaviours] == ["direct", "odd", "worked"]
+        phases = {"prompt": "direct", "answer": "worked"}
+        for gates in ("direct", phases, {"answer": 0.5}):
+            expected = alone(PROMPT, gates, max_tokens=12)
+            answer = client.completions.create(**GREEDY, extra_body={"gates": gates})
+            assert answer.choices[0].text == expected.text
+            assert answer.gates == list(expected.gates)
+            apart = None if gates == "direct" else list(expected.answer_gates)
+            assert answer.answer_gates == answer.choices[0].answer_gates == apart
+        answer = client.chat.completions.create(
+            model="tiny", messages=MESSAGES, max_tokens=4, extra_body={"gates": phases}
+        )
+        assert (answer.gates_source, answer.behaviour) == ("behaviour", "direct")
+        assert (answer.answer_gates_source, answer.answer_behaviour) == ("behaviour", "worked")
+        with pytest.raises(openai.BadRequestError, match='"learned", "direct", "odd", "worked"'):
+            client.completions.create(**GREEDY, extra_body={"gates": "loud"})
+
+
 def test_streams_the_same(client):
     options = {"extra_body": {"gates": 0.25}, "n": 2, "seed": 3}
     sampled = {**GREEDY, "temperature": 1.0, "prompt": [PROMPT, "naïve café"]}

@@ -3,37 +3,11 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from mhc_model import ConfigError
-from mhc_model.checkpoint import checkpoint_hash
-from mhc_model.config import PolicyConfig
-from mhc_model.policy import GatePolicy
 
 BY_POLICY = {"max_tokens": 4, "temperature": 0, "gates": "policy"}
 GOOD = {"prompt": "Question:", "max_tokens": 2, "temperature": 0}
-
-
-@pytest.fixture
-def make_policy(checkpoint, make_engine):
-    """A policy with random weights, so that prompts get visibly different gates."""
-
-    def make(**fields) -> GatePolicy:
-        model = make_engine().model
-        values = {
-            "action_space": "per_sublayer",
-            "n_layers": model.config.n_layers,
-            "observation_dim": model.config.d_model,
-            "checkpoint_hash": checkpoint_hash(checkpoint),
-        }
-        policy = GatePolicy(PolicyConfig(**{**values, **fields}))
-        generator = torch.Generator().manual_seed(0)
-        with torch.no_grad():
-            for parameter in policy.parameters():
-                parameter.copy_(torch.randn(parameter.shape, generator=generator))
-        return policy.eval()
-
-    return make
 
 
 def test_each_prompt_gets_the_gates_of_the_policy(post, make_service, make_policy, make_engine):

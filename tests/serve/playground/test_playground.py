@@ -7,6 +7,7 @@ import shutil
 import httpx
 import pytest
 
+from mhc_model import save_checkpoint
 from mhc_model.checkpoint import checkpoint_hash
 from mhc_model.config import PolicyConfig
 from mhc_model.policy import GatePolicy
@@ -28,7 +29,8 @@ def test_loads_from_this_server_only_and_describes_the_model(page, address, chec
     urls = page.run("return performance.getEntriesByType('resource').map(each => each.name)")
     assert urls
     assert all(url.startswith(f"{address}/") for url in urls)
-    assert len(page.all("#column-a .modes input")) == 4  # no policy is loaded
+    assert len(page.all("#column-a .modes input")) == 4  # no policy is loaded, no behaviours
+    assert page.all(".between") == []
 
 
 def test_a_policy_is_offered_where_one_is_loaded(browser, start_server, checkpoint):
@@ -291,6 +293,101 @@ def test_the_address_keeps_the_settings_but_not_the_key(page):
     page.open("#a=layer:0.5,x&b=nonsense&m=7")
     assert page.one("#column-a input[value=learned]").is_selected()
     assert page.one("#max-tokens").get_property("value") == "7"
+
+
+@pytest.fixture(scope="module")
+def behaved(browser, start_server, behaved_checkpoint) -> Page:
+    return Page(browser, start_server(behaved_checkpoint))
+
+
+def used(page: Page, column: str) -> list[float]:
+    """The gates of the strip below an answer: those of attention, then those of mlp."""
+    return numbers(page.label(f"#column-{column} .used svg").partition(":")[2])
+
+
+def test_behaviours_are_offered_by_name(behaved):
+    page = behaved
+    page.open()
+    offered = [each.text for each in page.all("#column-b .modes label")]
+    wanted = ["Learned", "direct", "odd", "worked", "Between"]
+    assert offered == [*wanted, "Global", "Per layer", "Per sublayer"]
+    page.one("#column-a input[value='behaviour:direct']").click()
+    assert "gates from 0 to 0.3 (50 % of all rows)" in page.text("#column-a .controls")
+    assert "0.15 everywhere" in page.text("#column-a .controls")
+    page.one("#column-b input[value='behaviour:worked']").click()
+    assert "a range of gates for each layer; these" in page.text("#column-b .controls")
+    page.generate()
+    for column, name in (("a", "direct"), ("b", "worked")):
+        body = {"prompt": PROMPT, "max_tokens": 12, "temperature": 0, "gates": name}
+        answer = httpx.post(f"{page.address}/v1/completions", json=body).json()
+        assert page.text(f"#column-{column} .output") == answer["choices"][0]["text"]
+        head = page.text(f"#column-{column} .used h4")
+        assert head.startswith(f"Gates used (behaviour {name}): ")
+    page.show_routing()
+    page.until(lambda: "behaviour:worked" in page.run("return decodeURIComponent(location.hash)"))
+    page.open(page.run("return location.hash"))
+    assert page.one("#column-b input[value='behaviour:worked']").is_selected()
+    page.open("#a=behaviour:gone&b=between:direct,gone,0.5")
+    assert page.one("#column-a input[value=learned]").is_selected()
+    assert page.one("#column-b input[value=learned]").is_selected()
+    assert page.complaints() == []
+
+
+def test_a_slider_between_two_behaviours(behaved):
+    page = behaved
+    page.open("#a=between:direct,worked,0.25&b=between:odd,direct,1")
+    page.generate()
+    assert used(page, "a") == pytest.approx([0.325, 0.1875, 0.2375] * 2, abs=6e-4)
+    assert used(page, "b") == pytest.approx([0.15] * 6)
+    page.run("document.querySelector('#column-a .between input').focus()")
+    page.press(*[Keys.ARROW_RIGHT] * 25)
+    assert "50 % of the way from direct to worked" in page.text("#column-a .controls")
+    page.run(
+        "const s = document.querySelectorAll('#column-a .between select')[0]; s.value = 'odd';"
+        "s.dispatchEvent(new Event('change'))"
+    )
+    page.generate()
+    attention = [(0.0 + 0.85) / 2, (0.2 + 0.3) / 2, (0.4 + 0.5) / 2]
+    mlp = [(0.1 + 0.85) / 2, (0.3 + 0.3) / 2, (1.0 + 0.5) / 2]
+    assert used(page, "a") == pytest.approx(attention + mlp, abs=1e-3)
+    page.one("#column-b h3 button").click()  # copy from A
+    assert "50 % of the way from odd to worked" in page.text("#column-b .controls")
+    page.until(lambda: "b=between%3Aodd%2Cworked%2C0.5" in page.run("return location.hash"))
+    assert page.complaints() == []
+
+
+def test_two_behaviours_label_the_ends_and_fit_a_phone(
+    browser, start_server, tmp_path, tokenizer, tiny_model
+):
+    names = {"global": {"gates": [0, 0]}, "x" * 64: {"gates": [1, 1]}}
+    size = {"vocab_size": tokenizer.vocab_size, "max_seq_len": 96}
+    save_checkpoint(tmp_path / "two", tiny_model(**size, behaviours=names), tokenizer)
+    page = Page(browser, start_server(tmp_path / "two"))
+    page.open("#a=between&b=behaviour:global", width=360)
+    assert page.one("#column-a input[value=learned]").is_selected()  # between what?
+    page.one("#column-a input[value=between]").click()
+    assert [each.text for each in page.all("#column-a .between .end")] == list(names)
+    page.generate()
+    assert used(page, "a") == [0.5] * 6
+    assert page.text("#column-b .used h4") == "Gates used (behaviour global): 0 everywhere"
+    assert page.run("return [document.documentElement.scrollWidth, innerWidth]") == [360, 360]
+    page.one("#column-b input[value=global]").click()  # the slider for all, not the behaviour
+    assert page.all("#column-b .slider")
+    assert page.complaints() == []
+
+
+def test_gates_of_prompt_and_answer_are_shown_apart(browser, start_server, make_policy, checkpoint):
+    policy = make_policy(action_space="prompt_and_answer")
+    page = Page(browser, start_server(checkpoint, policy=policy))
+    page.open("#a=policy")
+    page.generate()
+    heads = [each.text for each in page.all("#column-a .used h4")]
+    assert [head.partition(" (policy): ")[0] for head in heads] == [
+        "Gates used for the prompt",
+        "Gates used for the answer",
+    ]
+    assert len(page.all("#column-a .used svg")) == 2
+    assert page.complaints() == []
 
 
 def test_a_plain_model_has_no_gate_controls(browser, start_server, plain_checkpoint):

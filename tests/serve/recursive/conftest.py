@@ -30,7 +30,8 @@ def task() -> dict[str, str]:
 def reader(tmp_path_factory, tokenizer, tiny_model) -> Path:
     """A checkpoint with a context that holds a passage and a question."""
     directory = tmp_path_factory.mktemp("reader") / "reader"
-    model = tiny_model(vocab_size=tokenizer.vocab_size, max_seq_len=512)
+    behaviours = {"direct": {"gates": [0, 0]}, "worked": {"gates": [1, 1]}}
+    model = tiny_model(vocab_size=tokenizer.vocab_size, max_seq_len=512, behaviours=behaviours)
     save_checkpoint(directory, model, tokenizer)
     return directory
 

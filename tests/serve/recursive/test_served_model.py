@@ -17,6 +17,25 @@ def test_gates_are_those_of_completions(ask):
         assert (response.status_code, response.json()["error"]["code"]) == (400, code)
 
 
+def test_names_and_gates_of_prompt_and_answer(ask):
+    def read(gates) -> tuple[dict, list]:
+        answer = ask(gates=gates).json()
+        return answer, [step["result"] for step in answer["transcript"] if step["verb"] == "map"]
+
+    named, results = read("direct")
+    assert (named["gates_source"], named["behaviour"]) == ("behaviour", "direct")
+    assert named["gates"] == [0.0] * 6
+    assert named["answer_gates"] is None
+    assert results == read(0.0)[1]
+    apart, results = read({"prompt": "direct", "answer": "worked"})
+    assert (apart["gates"], apart["answer_gates"]) == ([0.0] * 6, [1.0] * 6)
+    assert (apart["answer_gates_source"], apart["answer_behaviour"]) == ("behaviour", "worked")
+    assert results == read({"prompt": 0.0, "answer": 1.0})[1]
+    response = ask(gates="loud")
+    assert response.status_code == 400
+    assert '"learned", "direct", "worked"' in response.json()["error"]["message"]
+
+
 def test_a_map_wider_than_the_queue_goes_through(ask):
     # The queue holds 12 prompts; this maps over 30.
     program = 'answers = map("Which?", [p for p in [[0, 40], [40, 80], [80, 120]] '

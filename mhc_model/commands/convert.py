@@ -1,0 +1,60 @@
+"""A pretrained model as a checkpoint of ours, plain or with mHC streams.
+
+    python -m mhc_model convert --source DIR_OR_HUB_NAME_OR_GGUF --streams 4 --out DIR
+
+Whatever its gates, the converted model equals the original. It can learn all the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import Field
+
+from mhc_model.settings import Settings, parse_command_line
+
+
+class ConvertSettings(Settings):
+    """Arguments of the command."""
+
+    source: str = Field(
+        description="a directory with config.json and safetensors, a GGUF file, or a name on the "
+        "Hugging Face hub"
+    )
+    out: str = Field(description="the checkpoint directory to create")
+    streams: int = Field(4, ge=0, le=8, description="residual streams; 0 keeps the model plain")
+    preset: str = Field("default", description="of the hyper-connections")
+    max_seq_len: int | None = Field(None, ge=1, description="a context shorter than the original's")
+    dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
+        None, description="of the matrices; none keeps the source's"
+    )
+    overwrite: bool = Field(False, description="replace an existing checkpoint")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status."""
+    settings = parse_command_line(
+        ConvertSettings, "python -m mhc_model convert", __doc__ or "", argv
+    )
+    import torch
+
+    from mhc_model.conversion import convert
+
+    checkpoint = convert(
+        settings.source,
+        settings.out,
+        settings.streams,
+        settings.preset,
+        max_seq_len=settings.max_seq_len,
+        dtype=None if settings.dtype is None else getattr(torch, settings.dtype),
+        overwrite=settings.overwrite,
+    )
+    model = checkpoint.model
+    kind = "plain" if model.config.mhc is None else f"{model.config.mhc.n_streams} streams"
+    print(
+        f"{checkpoint.path}: {kind}, {model.count_parameters():,} parameters, "
+        f"{'no tokenizer' if checkpoint.tokenizer is None else 'with its tokenizer'}, "
+        f"content hash {checkpoint.content_hash[:12]}"
+    )
+    return 0
