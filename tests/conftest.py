@@ -25,6 +25,7 @@ hypothesis.settings.load_profile("patient")
 torch.set_num_threads(1)
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With several processes (make test): a module stays in one of them, and so do all tests on the
     shared cluster. What waits for clusters begins first."""
