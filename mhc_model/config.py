@@ -150,6 +150,9 @@ GateRange = tuple[Unit, Unit] | tuple[tuple[Unit, Unit], ...]
 BEHAVIOUR_NAME = r"[A-Za-z][A-Za-z0-9_-]{0,63}"
 RESERVED_NAMES = ("learned", "policy", "prompt", "answer")
 
+AnswerStyle = Literal["direct", "brief", "worked"]
+"""How much an answer says before `#### N`; `evals.problems` writes and recognises them."""
+
 
 class Behaviour(Settings):
     """What a range of gates means to a model: it was trained on such rows under such gates."""
@@ -165,6 +168,11 @@ class Behaviour(Settings):
     )
     share: float | None = Field(
         None, ge=0.0, le=1.0, description="share of the training rows; set by the training"
+    )
+    style: AnswerStyle | None = Field(
+        None,
+        description="style of the answers in its rows, which `evals.control` expects of it; none "
+        "is the behaviour's name where that is a style, and no expectation elsewhere",
     )
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -20,3 +20,13 @@ class Problem:
     question: str
     answer: str
     level: int | None = None
+
+
+def with_words(problem: Problem, words: str | None) -> Problem:
+    """The same problem with words in brackets after its question; None changes nothing.
+
+    So a plain model, which has no gates, is told how to answer, in training and in evaluation.
+    """
+    if words is None:
+        return problem
+    return replace(problem, question=f"{problem.question} ({words})")

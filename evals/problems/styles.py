@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from typing import Literal, get_args
+from typing import get_args
 
 from evals.problems.problem import Problem
+from mhc_model.config import AnswerStyle as Style
+from mhc_model.config import Behaviour
 from mhc_model.errors import DataError
 
-Style = Literal["direct", "brief", "worked"]
 STYLES: tuple[Style, ...] = get_args(Style)
 
 _FINAL = re.compile(r"####\s*-?[$0-9.,]*[0-9]\s*%?")
@@ -62,3 +63,15 @@ def style_of(text: str) -> Style | None:
         return "direct"
     brief = all(_CALCULATION.fullmatch(line) for line in lines[:-1])
     return "brief" if brief else "worked"
+
+
+def expected_style(name: str, behaviour: Behaviour) -> Style | None:
+    """The style that a behaviour asks for; None if neither it nor its name says.
+
+    Args:
+        name: of the behaviour.
+        behaviour: its `style` wins over the name.
+    """
+    if behaviour.style is not None:
+        return behaviour.style
+    return next((style for style in STYLES if style == name), None)

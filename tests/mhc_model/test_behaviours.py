@@ -23,7 +23,7 @@ from mhc_model.settings import validate_settings
 BEHAVIOURS = {
     "direct": {"gates": [0.0, 0.3]},
     "worked": {"gates": [[0.7, 1.0], [0.2, 0.4], [0.5, 0.5]], "share": 0.25},
-    "odd": {"gates": [0.0, 1.0], "at": [0.0, 0.1, 0.2, 0.3, 0.4, 1.0]},
+    "odd": {"gates": [0.0, 1.0], "style": "brief", "at": [0.0, 0.1, 0.2, 0.3, 0.4, 1.0]},
 }
 MEANT = {
     "direct": [0.15] * 6,
@@ -62,6 +62,7 @@ def test_a_name_stands_for_its_gates(model, name):
         ("learned", {"gates": [0, 1]}, "none of learned, policy"),
         ("no space", {"gates": [0, 1]}, "'no space'"),
         ("x", {"range": [0, 1]}, "range"),
+        ("x", {"gates": [0, 1], "style": "loud"}, "style is 'loud': .*direct.*brief.*worked"),
     ],
 )
 def test_impossible_behaviours_are_refused(tiny_config, name, behaviour, reason):
@@ -81,6 +82,7 @@ def test_they_travel_with_the_checkpoint(model, tmp_path):
     config = load_checkpoint(tmp_path / "model").model.config
     assert config == model.config
     assert config.behaviours["worked"].share == 0.25
+    assert [config.behaviours[name].style for name in BEHAVIOURS] == [None, None, "brief"]
 
 
 def test_an_unknown_name_is_refused_with_the_list(model, tiny_model):

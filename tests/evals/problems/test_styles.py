@@ -7,10 +7,17 @@ import json
 
 import pytest
 
-from evals.problems.problem import Problem
-from evals.problems.sources import load_problems
-from evals.problems.styles import STYLES, restyle, style_of
-from evals.tasks import score
+from evals.problems import (
+    STYLES,
+    Problem,
+    expected_style,
+    load_problems,
+    restyle,
+    style_of,
+    with_words,
+)
+from evals.tasks import prompt, score
+from mhc_model.config import Behaviour
 from mhc_model.errors import DataError
 
 CLIPS = Problem(
@@ -40,7 +47,8 @@ def test_every_built_in_problem_has_every_style():
 
 def test_gsm8k_has_every_style_but_for_a_few_answers_without_calculations(shared_data):
     path = shared_data / "gsm8k" / "train.jsonl.gz"
-    rows = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
     brief = worked = 0
     for number, row in enumerate(rows):
         problem = Problem(str(number), row["question"], row["answer"])
@@ -86,3 +94,23 @@ def test_what_has_no_style_is_refused():
         restyle(Problem("no-end", "q", "It is 3."), "direct")
     with pytest.raises(DataError, match="plain has no calculation"):
         restyle(Problem("plain", "q", "It is three.\n#### 3"), "brief")
+
+
+@pytest.mark.parametrize(
+    ("name", "style", "expected"),
+    [
+        ("direct", None, "direct"),
+        ("worked", None, "worked"),
+        ("short", "brief", "brief"),
+        ("direct", "worked", "worked"),  # what is said wins over the name
+        ("kind", None, None),
+    ],
+)
+def test_what_a_behaviour_asks_for(name, style, expected):
+    assert expected_style(name, Behaviour(gates=(0.0, 0.3), style=style)) == expected
+
+
+def test_words_stand_after_the_question():
+    assert prompt(with_words(CLIPS, "direct")) == "Question: How many clips? (direct)\nAnswer:"
+    assert with_words(CLIPS, "direct").answer == CLIPS.answer
+    assert with_words(CLIPS, None) is CLIPS
