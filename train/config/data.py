@@ -55,6 +55,16 @@ class DataConfig(Settings):
         (), description="levels of the built-in problems to train on; their test split is held out"
     )
     builtin_count: int = Field(20_000, ge=1, description="built-in problems, all levels together")
+    builtin_behaviours: tuple[str, ...] = Field(
+        (),
+        description="behaviours under which every built-in problem is learned, once each, answered "
+        "in the behaviour's style; none learns it once, worked, under the learned gates",
+    )
+    style_words: bool = Field(
+        False,
+        description="write the behaviour of a row as words behind its question, 'How many? "
+        "(direct)', instead of setting gates: for plain models, which have none",
+    )
     tokenizer: str = Field(
         "train",
         description="'train' (byte-level BPE on the training documents; with shards, theirs), "
@@ -73,18 +83,25 @@ class DataConfig(Settings):
     @model_validator(mode="after")
     def _check_sources(self) -> DataConfig:
         if self.shards is not None:
-            others = [
-                name
-                for name in ("files", "validation_files", "builtin_levels")
-                if getattr(self, name)
-            ]
+            names = ("files", "validation_files", "builtin_levels", "builtin_behaviours")
+            others = [name for name in names if getattr(self, name)]
             if others:
                 flags = " ".join(f"--data.{name.replace('_', '-')}" for name in others)
                 raise ValueError(
                     f"shards are given beside {' and '.join(others)}: give one or the other; "
                     f"{flags} with nothing behind clears the others"
                 )
+            if self.style_words:
+                raise ValueError(
+                    "style_words is true, but shards hold tokens, and no questions to write into: "
+                    "prepare them with --style-words"
+                )
             return self
+        if self.builtin_behaviours and not self.builtin_levels:
+            raise ValueError(
+                f"builtin_behaviours are {', '.join(self.builtin_behaviours)}, but there are no "
+                f"built-in problems: give builtin_levels such as [1]"
+            )
         if not self.files and not self.builtin_levels:
             raise ValueError("no data: give shards, files, or builtin_levels such as [1]")
         if self.files and not self.validation_files and self.validation_share == 0.0:
@@ -92,3 +109,11 @@ class DataConfig(Settings):
                 "nothing is held out of files: give validation_files or a validation_share above 0"
             )
         return self
+
+    @field_validator("builtin_behaviours")
+    @classmethod
+    def _check_behaviours(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"{name!r} is named twice")
+        return names

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from mhc_model.config import ModelConfig
+from mhc_model.config import Behaviour, ModelConfig, check_behaviours
 from mhc_model.settings import RaySettings, Settings
 from train.config.data import DataConfig, absolute
 from train.config.parts import OptimizerConfig, SamplesConfig, TrackersConfig, WorkersConfig
@@ -106,6 +106,11 @@ class TrainConfig(Settings):
         le=1.0,
         description="share of the steps over which the random gates widen from the learned ones "
         "to all of [0, 1]; 0 starts with all of it",
+    )
+    behaviours: dict[str, Behaviour] = Field(
+        {},
+        description="by name, ranges of gates that rows with `behaviour: NAME` are trained under; "
+        "the model keeps them, each with its share of the rows",
     )
     loss_chunk: int = Field(
         4096,
@@ -211,6 +216,31 @@ class TrainConfig(Settings):
             raise ValueError(f"trained is {self.trained!r}; it needs a model in init_from")
         if self.init_from is not None and self.depth is not None:
             raise ValueError(f"depth is {self.depth}; init_from brings its own model")
+        return self
+
+    @model_validator(mode="after")
+    def _check_gates(self) -> TrainConfig:
+        """What can be checked without the model of `init_from` and without the rows."""
+        if self.init_from is not None:
+            return self
+        check_behaviours(self.behaviours, self.model.n_layers)
+        names = self.data.builtin_behaviours
+        if self.data.style_words:
+            return self
+        if self.model.mhc is None and (self.behaviours or names):
+            field = "behaviours" if self.behaviours else "data.builtin_behaviours"
+            raise ValueError(
+                f"{field} has {', '.join(self.behaviours or names)}, but the model is plain (mhc: "
+                f"null) and has no gates; data.style_words: true writes names of behaviours as "
+                f"words behind the questions"
+            )
+        known = {**self.model.behaviours, **self.behaviours}
+        for name in names:
+            if name not in known:
+                raise ValueError(
+                    f"data.builtin_behaviours has {name!r}; the names in behaviours are "
+                    f"{', '.join(known) or 'none'}"
+                )
         return self
 
     @property
