@@ -13,7 +13,8 @@ import torch.multiprocessing
 from torch.multiprocessing.spawn import ProcessExitedException
 
 from train.config import TrainConfig
-from train.data import Corpus
+from train.data import Corpus, prepare_corpus
+from train.launch import with_behaviours, with_vocabulary
 from train.loop import ProcessGroup, Trainer, make_deterministic
 from train.records import RunDirectory, step_name
 
@@ -83,3 +84,21 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
     config = killed.model_copy(update=changes)
     train(config, tiny_corpus, size)
     assert losses(config) == pytest.approx(losses(finished_once.config), abs=tolerance)
+
+
+def test_behaviours_are_the_same_for_any_number_of_processes(tmp_path, make_config):
+    data = {"builtin_levels": [1], "builtin_count": 80, "validation_documents": 8}
+    data |= {"vocab_size": 300, "builtin_behaviours": ["direct", "worked"]}
+    behaviours = {"direct": {"gates": [0.0, 0.3]}, "worked": {"gates": [[0.7, 1.0]] * 4}}
+    config = make_config(behaviours=behaviours, data=data, steps=6)
+    corpus = prepare_corpus(config.data, config.behaviours)
+    config = with_behaviours(with_vocabulary(config, corpus.tokenizer.vocab_size), corpus)
+    found = []
+    for size in (1, 2):
+        changes = {"name": f"of-{size}", "device_batch": config.device_batch // size}
+        own = config.model_copy(update=changes)
+        train(own, corpus, size)
+        found.append(losses(own))
+        last = json.loads(Path(own.storage, own.name, "metrics.jsonl").read_text().split("\n")[-2])
+        found[-1] += [last["val_loss.direct"], last["val_loss.worked"], last["val_loss"]]
+    assert found[0] == pytest.approx(found[1], abs=1e-4)
