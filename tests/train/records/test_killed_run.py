@@ -14,9 +14,8 @@ from torch.multiprocessing.spawn import ProcessExitedException
 
 from train.config import TrainConfig
 from train.data import Corpus, prepare_corpus
-from train.launch import with_behaviours, with_vocabulary
 from train.loop import ProcessGroup, Trainer, make_deterministic
-from train.records import RunDirectory, step_name
+from train.records import RunDirectory, read_rows, step_name
 
 STEPS, KILLED_AFTER = 16, 9
 
@@ -86,19 +85,23 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
     assert losses(config) == pytest.approx(losses(finished_once.config), abs=tolerance)
 
 
-def test_behaviours_are_the_same_for_any_number_of_processes(tmp_path, make_config):
+def test_behaviours_are_the_same_for_any_number_of_processes(make_config, persist_in):
+    # Here: the processes import this module, and need no Ray.
+    from train.launch import with_behaviours, with_vocabulary
+
     data = {"builtin_levels": [1], "builtin_count": 80, "validation_documents": 8}
     data |= {"vocab_size": 300, "builtin_behaviours": ["direct", "worked"]}
     behaviours = {"direct": {"gates": [0.0, 0.3]}, "worked": {"gates": [[0.7, 1.0]] * 4}}
-    config = make_config(behaviours=behaviours, data=data, steps=6)
+    config = make_config(name="alone", behaviours=behaviours, data=data, steps=6)
     corpus = prepare_corpus(config.data, config.behaviours)
     config = with_behaviours(with_vocabulary(config, corpus.tokenizer.vocab_size), corpus)
-    found = []
-    for size in (1, 2):
-        changes = {"name": f"of-{size}", "device_batch": config.device_batch // size}
-        own = config.model_copy(update=changes)
-        train(own, corpus, size)
-        found.append(losses(own))
-        last = json.loads(Path(own.storage, own.name, "metrics.jsonl").read_text().split("\n")[-2])
-        found[-1] += [last["val_loss.direct"], last["val_loss.worked"], last["val_loss"]]
-    assert found[0] == pytest.approx(found[1], abs=1e-4)
+    run = RunDirectory(config.storage, config.name)
+    Trainer(config, corpus, run, ProcessGroup()).fit(persist_in(run))
+    shared = config.model_copy(update={"name": "shared", "device_batch": config.device_batch // 2})
+    train(shared, corpus, size=2)
+    assert losses(shared) == pytest.approx(losses(config), abs=1e-4)
+    last, expected = (
+        read_rows(RunDirectory(config.storage, name))[-1] for name in ("shared", "alone")
+    )
+    for name in ("val_loss", "val_loss.direct", "val_loss.worked", "val_bpb_gate_0"):
+        assert last[name] == pytest.approx(expected[name], abs=1e-4)
