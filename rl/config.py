@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -121,7 +121,9 @@ class RLConfig(Settings):
     )
     problems: int = Field(2000, ge=1, description="the first N training problems")
     action_space: ActionSpace = Field(
-        "per_sublayer", description="what an action sets: one gate, one a layer, one a sublayer"
+        "per_sublayer",
+        description="what an action sets: one gate, one a layer, one a sublayer, or one while the "
+        "prompt is read and one for the answer",
     )
     observation: Observation = Field(
         "mean_prompt_embedding",
@@ -131,15 +133,29 @@ class RLConfig(Settings):
     observation_layer: int | None = Field(
         None, ge=1, description="1 to L, the layer of mean_hidden_state; none otherwise"
     )
-    reward: Literal["strict", "flexible"] = Field(
-        "strict", description="which extraction of the answer must be right for a reward of 1"
+    reward: Literal["answer", "likelihood"] = Field(
+        "answer",
+        description="what is rewarded, before the cost of tokens: a right answer with 1; or the "
+        "mean log-likelihood per token of the problem's own answer under the gates, which says "
+        "something also where answers are hardly ever right",
+    )
+    token_cost: float = Field(
+        0.0, ge=0.0, description="taken from the reward for each token that is generated"
+    )
+    log_both: bool = Field(
+        False,
+        description="measure also what the reward does not need: answers where it is the "
+        "likelihood, the likelihood where it is the answer",
+    )
+    extraction: Literal["strict", "flexible"] = Field(
+        "strict", description="which extraction of the answer must be right"
     )
     samples: int = Field(
         1,
         ge=1,
         le=MAX_SAMPLES,
-        description="answers to each problem under the same gates; the reward is their mean, so "
-        "it is less noisy. More than 1 needs a temperature",
+        description="answers to each problem under the same gates; the reward is that of their "
+        "mean, so it is less noisy. More than 1 needs a temperature",
     )
     difficulty: tuple[float, float] | None = Field(
         None,
@@ -162,9 +178,10 @@ class RLConfig(Settings):
     iterations: int = Field(8, ge=1, description="PPO iterations")
     rollouts: int = Field(256, ge=1, description="rollouts of an iteration; a multiple of envs")
     checkpoint_every: int = Field(2, ge=1, description="iterations between saved states")
-    sweep: tuple[float, ...] = Field(
+    sweep: tuple[float | str, ...] = Field(
         (0.0, 0.5, 1.0),
-        description="fixed global gates that are evaluated first: how much room there is",
+        description="fixed gates that are evaluated first: how much room there is. Numbers, one "
+        "gate for all sublayers, or names of the model's behaviours",
     )
     sweep_problems: int = Field(
         128, ge=1, description="training problems of the sweep; the final policy gets the same"
@@ -173,6 +190,25 @@ class RLConfig(Settings):
     pool: PoolSettings = Field(PoolSettings(), description="the replicas")
     ppo: PPOSettings = Field(PPOSettings(), description="the learner")
     ray: RaySettings = Field(RaySettings(), description="where Ray runs")
+
+    @property
+    def wants_answers(self) -> bool:
+        """Whether a rollout generates an answer."""
+        return self.reward == "answer" or self.token_cost > 0.0 or self.log_both
+
+    @property
+    def wants_likelihood(self) -> bool:
+        """Whether a rollout scores the problem's own answer."""
+        return self.reward == "likelihood" or self.log_both
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_earlier_reward(cls, values: Any) -> Any:
+        """`reward` was once the name of what is now `extraction`."""
+        if isinstance(values, dict) and values.get("reward") in ("strict", "flexible"):
+            values = dict(values)
+            values.setdefault("extraction", values.pop("reward"))
+        return values
 
     @model_validator(mode="after")
     def _check_sizes(self) -> RLConfig:
@@ -187,8 +223,24 @@ class RLConfig(Settings):
                 f"iteration"
             )
         for gate in self.sweep:
-            if not 0.0 <= gate <= 1.0:
+            if not isinstance(gate, str) and not 0.0 <= gate <= 1.0:
                 raise ValueError(f"sweep gate {gate} is outside of [0, 1]")
+        return self
+
+    @model_validator(mode="after")
+    def _check_reward(self) -> RLConfig:
+        if self.wants_likelihood and self.action_space == "prompt_and_answer":
+            what = "reward: likelihood" if self.reward == "likelihood" else "log_both"
+            raise ValueError(
+                f"{what} scores the problem's own answer as the end of a prompt, which is read "
+                f"under the prompt's gates alone; the action space prompt_and_answer would learn "
+                f"nothing about the answer's. Take another action space, or reward: answer"
+            )
+        if self.difficulty is not None and not self.wants_answers:
+            raise ValueError(
+                "difficulty is a window for the share of right answers, and with reward: "
+                "likelihood nothing is answered; leave it out, or set log_both"
+            )
         return self
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""The environments: a problem is shown, the action sets its gates, the reward says if it is solved.
+"""The environments: a problem is shown, the action sets its gates, the reward says what came of it.
 
 Episodes have one step (a contextual bandit). `GateVectorEnv` steps all its episodes together, one
 batched call of the replica pool; `GSM8KGateEnv` is one episode at a time, for other libraries.
@@ -63,8 +63,8 @@ class GateVectorEnv(VectorEnv):
     """N one-step episodes at a time.
 
     Observation: (c,) float32, what `mhc_model.policy.observe_prompts` gives for the problem's
-    prompt. Action: (A,) float32 in [0, 1]; A = 1, L or 2L. Reward: the share of right answers, 1.0
-    or 0.0 where each problem is answered once.
+    prompt. Action: (A,) float32 in [0, 1]; A = 1, L or 2L, or 2 for prompt and answer. Reward: that
+    of `rl.rollouts.reward_of`; 1.0 or 0.0 where each problem is answered once and tokens are free.
 
     Reset mode is NEXT_STEP, as RLlib expects: the step after a terminal one only shows the next
     problems; its action is ignored and the pool is not called.

@@ -15,7 +15,9 @@ from evals.tasks import fingerprint, gold_answer, prompt, prompt_tokens
 from mhc_model.checkpoint import Checkpoint, load_checkpoint
 from mhc_model.config import PolicyConfig
 from mhc_model.errors import CheckpointError, ConfigError
+from mhc_model.gates import resolve_gates
 from mhc_model.policy import observe_prompts
+from mhc_model.tokenizer import Tokenizer
 from rl.config import RLConfig
 
 
@@ -39,6 +41,8 @@ def prepare(config: RLConfig) -> Setup:
         raise ConfigError(f"{checkpoint.path} is a plain model (mhc: null): it has no gates")
     if checkpoint.tokenizer is None:
         raise CheckpointError(f"{checkpoint.path} has no tokenizer; problems are text")
+    for gates in config.sweep:
+        resolve_gates(gates, checkpoint.model.config)  # an unknown name is refused
     problems = load_problems(config.data, "train", config.problems)
     observations = observe(config, checkpoint, problems)
     return Setup(checkpoint, problems, observations, policy_config(config, checkpoint))
@@ -47,6 +51,11 @@ def prepare(config: RLConfig) -> Setup:
 def problems_hash(problems: Sequence[Problem]) -> str:
     """sha256 of what is asked and what is right; a run that goes on must have the same."""
     return fingerprint((p.id, prompt(p), gold_answer(p)) for p in problems)
+
+
+def answer_tokens(tokenizer: Tokenizer, problem: Problem) -> list[int]:
+    """The problem's own answer as it follows the prompt, its end included."""
+    return [*tokenizer.encode(f" {problem.answer}"), tokenizer.eos_id]
 
 
 def observe(config: RLConfig, checkpoint: Checkpoint, problems: list[Problem]) -> Tensor:
@@ -58,6 +67,8 @@ def observe(config: RLConfig, checkpoint: Checkpoint, problems: list[Problem]) -
     prompts = [prompt_tokens(checkpoint.tokenizer, problem) for problem in problems]
     position = max(range(len(prompts)), key=lambda index: len(prompts[index]))
     longest, context = len(prompts[position]), checkpoint.model.config.max_seq_len
+    if config.wants_likelihood:
+        _check_answers(checkpoint.tokenizer, problems, prompts, context)
     if longest + config.max_tokens > context:
         raise ConfigError(
             f"the prompt of {problems[position].id} has {longest} tokens, which with max_tokens "
@@ -65,6 +76,19 @@ def observe(config: RLConfig, checkpoint: Checkpoint, problems: list[Problem]) -
             f"max_tokens can be at most {context - longest}"
         )
     return observe_prompts(checkpoint.model, prompts, policy_config(config, checkpoint))
+
+
+def _check_answers(
+    tokenizer: Tokenizer, problems: list[Problem], prompts: list[list[int]], context: int
+) -> None:
+    for problem, tokens in zip(problems, prompts, strict=True):
+        total = len(tokens) + len(answer_tokens(tokenizer, problem))
+        if total > context:
+            raise ConfigError(
+                f"prompt and answer of {problem.id} have {total} tokens, which exceeds the model's "
+                f"context of {context}: its likelihood cannot be scored; leave the problem out, or "
+                f"take reward: answer without log_both"
+            )
 
 
 def policy_config(config: RLConfig, checkpoint: Checkpoint) -> PolicyConfig:

@@ -234,21 +234,27 @@ def gate_distribution(gates: np.ndarray, names: Sequence[str], learned: Sequence
 
 
 def gate_against_accuracy(
-    gates: np.ndarray, solved: np.ndarray, names: Sequence[str], parts: int = 5
+    gates: np.ndarray,
+    solved: np.ndarray,
+    names: Sequence[str],
+    parts: int = 5,
+    what: str = "solved",
 ) -> Picture:
     """Share of solved problems by the gate of each sublayer, in equal parts of [0, 1].
 
     Args:
         gates: (rollouts, k) as tried.
-        solved: (rollouts,) 0 or 1.
+        solved: (rollouts,) 0 or 1; or any numbers, whose means are shown.
         names: of the sublayers.
         parts: of the range.
+        what: `solved` in words.
     """
     columns = min(4, len(names))
     lines = -(-len(names) // columns)
     figure, axes = new_figure(1.9 * columns + 1.0, 1.7 * lines + 0.4, lines, columns)
     text = []
     edges = np.linspace(0.0, 1.0, parts + 1)
+    is_share = bool(np.isin(solved, (0, 1)).all())
     for ax in axes.flat[len(names) :]:
         ax.set_visible(False)
     for ax, name, column in zip(axes.flat, names, gates.T, strict=False):
@@ -258,27 +264,35 @@ def gate_against_accuracy(
             own = solved[bins == part]
             if not len(own):
                 continue
-            low, high = wilson_interval(int(own.sum()), len(own))
+            mean = float(own.mean())
+            low, high = _interval(own, is_share)
             middle = (edges[part] + edges[part + 1]) / 2
-            share = float(own.mean())
             ax.errorbar(
-                middle, share, [[share - low], [high - share]], fmt="o", color=COLOURS[0], capsize=2
+                middle, mean, [[mean - low], [high - mean]], fmt="o", color=COLOURS[0], capsize=2
             )
-            values[f"{edges[part]:.1f} to {edges[part + 1]:.1f} (n = {len(own)})"] = share
+            values[f"{edges[part]:.1f} to {edges[part + 1]:.1f} (n = {len(own)})"] = mean
         ax.axhline(float(solved.mean()), color="black", linewidth=0.8, linestyle=":")
         ax.set_title(name, fontsize=8)
         ax.set(xlim=(0, 1))
-        text.append(f"{name}\n{bars(values, high=1.0)}")
+        low = 0.0 if is_share else min(0.0, *values.values())
+        text.append(f"{name}\n{bars(values, low=low, high=1.0 if is_share else None)}")
     figure.supxlabel("gate", fontsize=9)
-    figure.supylabel("solved", fontsize=9)
+    figure.supylabel(what, fontsize=9)
     return Picture(
         "gate_accuracy",
-        "Each gate against accuracy",
-        "Rollouts of RL by the gate of one sublayer (the others as tried beside it), with Wilson "
-        "95 % intervals; the dotted line is the mean of all.",
+        f"Each gate against {'accuracy' if is_share else what}",
+        "Rollouts of RL by the gate of one sublayer (the others as tried beside it), with "
+        f"{'Wilson ' if is_share else ''}95 % intervals; the dotted line is the mean of all.",
         figure,
         "\n".join(text),
     )
+
+
+def _interval(values: np.ndarray, is_share: bool) -> tuple[float, float]:
+    if is_share:
+        return wilson_interval(int(values.sum()), len(values))
+    half = 1.96 * float(values.std()) / np.sqrt(len(values))
+    return float(values.mean()) - half, float(values.mean()) + half
 
 
 def fixed_gates(entries: Mapping[float, Mapping[str, Any]], others: Mapping[str, Any]) -> Picture:

@@ -168,7 +168,9 @@ def tuning_section(document: Document, runs: Runs) -> None:
     document.heading("Gates by RL")
     tuning = runs.tunings[-1]
     rollouts = np.array([row["gates"] for row in tuning.rollouts])
-    solved = np.array([row["reward"] for row in tuning.rollouts])
+    right = [row.get("right", row["reward"]) for row in tuning.rollouts]
+    measured = None not in right  # else nothing was answered, and the reward is all there is
+    solved = np.array(right if measured else [row["reward"] for row in tuning.rollouts])
     names = list(gate_names(rollouts.shape[1] // 2))
     rewards = [row["reward"] for row in tuning.rows if "reward" in row]
     document.paragraph(
@@ -179,7 +181,12 @@ def tuning_section(document: Document, runs: Runs) -> None:
     learned = runs.evaluation(LEARNED_GATES)
     if chosen is not None and learned is not None:
         document.picture(gate_distribution(chosen, names, learned.results["gates"]["mean"]))
-    document.picture(gate_against_accuracy(rollouts, solved, names))
+    what = "solved" if measured else "reward"
+    if any(row.get("answer_gates") for row in tuning.rollouts):  # one gate a phase
+        answers = [row.get("answer_gates") or row["gates"] for row in tuning.rollouts]
+        rollouts = np.stack([rollouts[:, 0], np.array(answers)[:, 0]], axis=1)
+        names = ["prompt", "answer"]
+    document.picture(gate_against_accuracy(rollouts, solved, names, what=what))
 
 
 def _chosen_gates(runs: Runs) -> np.ndarray | None:
@@ -241,10 +248,11 @@ def _swept_gates(runs: Runs) -> Entries | None:
         if len(entries) >= 2:
             others = {k: v for k, v in summary.items() if not k.startswith("g=")}
             n = next(iter(entries.values()))["n"]
-            reward = tuning.config.get("reward", EXTRACTIONS[0])
+            config = tuning.config  # runs of earlier versions call it reward
+            extraction = config.get("extraction", config.get("reward", EXTRACTIONS[0]))
             words = (
-                f"{n} training problems of {tuning.config['data']}, {reward} reward; the best gate "
-                f"for each problem is the bound of choosing among these."
+                f"{n} training problems of {config['data']}, {extraction} extraction; the best "
+                f"gate for each problem is the bound of choosing among these."
             )
             return entries, others, words
     return None

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import get_args
-
 from pydantic import Field, model_validator
 
-from mhc_model.config import ActionSpace
 from mhc_model.settings import Settings
 from rl.ablate.arms import (
+    BEHAVIOUR,
     CEM,
     GRADIENT,
     GRADIENT_CONTEXTUAL,
@@ -60,12 +58,12 @@ class AblateConfig(RLConfig):
 
     arms: tuple[str, ...] = Field(
         (
-            *(f"ppo:{space}" for space in get_args(ActionSpace)),
+            *("ppo:global", "ppo:per_layer", "ppo:per_sublayer"),
             *("best_constant", "random", "cem", "reinforce", "gradient", "gradient_contextual"),
         ),
         min_length=1,
-        description="METHOD or METHOD:ACTION_SPACE; the learned gates and the fixed gates of "
-        f"`grid` are always there. Methods: {', '.join(METHODS)}",
+        description="METHOD or METHOD:ACTION_SPACE; the learned gates, the fixed gates of `grid` "
+        f"and the model's behaviours are always there. Methods: {', '.join(METHODS)}",
     )
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1, description="each arm learns with each")
     test_problems: int = Field(
@@ -77,13 +75,14 @@ class AblateConfig(RLConfig):
     against: tuple[str, ...] = Field(
         ("learned", "best_constant"),
         min_length=1,
-        description="arms of this ablation, g=GATE and learned included, that others are tested "
-        "against: all arms that choose against learned, PPO's arms against each of the rest",
+        description="arms of this ablation, g=GATE, behaviour:NAME and learned included, that "
+        "others are tested against: all arms that choose against learned, PPO's arms against each "
+        "of the rest",
     )
     known: str | None = Field(
         None,
-        description="JSON file, id of each held-out problem -> its right gates, where they are "
-        "known: an arm of its own",
+        description="JSON file, id of each held-out problem -> its right gates (whatever a request "
+        "may give), where they are known: an arm of its own",
     )
     search: SearchSettings = Field(SearchSettings(), description="of the arm cem")
     reinforce: ReinforceSettings = Field(ReinforceSettings(), description="of the arm reinforce")
@@ -97,7 +96,18 @@ class AblateConfig(RLConfig):
     @model_validator(mode="after")
     def _check_arms(self) -> AblateConfig:
         for arm in self.arms:
-            parse_arm(arm, self.action_space)
+            method, space = parse_arm(arm, self.action_space)
+            if space == "prompt_and_answer" and method in (GRADIENT, GRADIENT_CONTEXTUAL):
+                raise ValueError(
+                    f"arm {arm!r} goes by gradient through sequences that have one row of gates "
+                    f"each; give it another action space than {space}"
+                )
+            if space == "prompt_and_answer" and self.wants_likelihood:
+                raise ValueError(
+                    f"arm {arm!r} gives prompt and answer gates of their own, but the likelihood "
+                    f"(reward, or log_both) is scored under those of the prompt; give the arm "
+                    f"another action space"
+                )
         for name, entries in (("arms", self.arms), ("seeds", self.seeds), ("grid", self.grid)):
             if len(set(entries)) != len(entries):
                 raise ValueError(f"{name} has an entry twice: {entries}")
@@ -120,7 +130,7 @@ class AblateConfig(RLConfig):
         there = [LEARNED, *map(fixed_name, self.grid), *self.arms]
         there += [KNOWN] if self.known is not None else []
         for name in self.against:
-            if name not in there:
+            if name not in there and not name.startswith(f"{BEHAVIOUR}:"):  # `Study` checks these
                 raise ValueError(
                     f"against has {name!r}, which is no arm of this ablation; there are: "
                     f"{', '.join(there)}"

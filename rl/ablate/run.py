@@ -85,7 +85,8 @@ def _with_pool(study: Study, arms: list[Arm], ray_arguments: Mapping[str, Any]) 
                 _learn(study, arm, arms, ray_arguments)
             # Held-out answers are greedy, however training answers are drawn.
             greedy = study.config.model_copy(update={"temperature": 0.0, "samples": 1})
-            return _test_all(study, arms, Asker(pool, study.checkpoint.tokenizer, greedy))
+            asker = Asker(pool, study.checkpoint.tokenizer, greedy).answering()
+            return _test_all(study, arms, asker)
         finally:
             pool.close()
     finally:
@@ -123,7 +124,8 @@ def _test_all(study: Study, arms: list[Arm], asker: Asker | None) -> list[HeldOu
         results.append(evaluate(study, arm, asker, known))
         print(
             f"[{number}/{len(arms)}] {arm.label}: {100 * results[-1].accuracy:.1f} % of "
-            f"{len(study.held_out)} held-out problems",
+            f"{len(study.held_out)} held-out problems, {results[-1].tokens.mean():.1f} tokens, "
+            f"reward {results[-1].rewards.mean():.3f}",
             flush=True,
         )
     return results

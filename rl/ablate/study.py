@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -15,12 +16,13 @@ from torch import Tensor
 from evals.problems import Problem, load_problems
 from evals.tasks import prompt_tokens
 from mhc_model.checkpoint import Checkpoint
-from mhc_model.config import PolicyConfig
-from mhc_model.errors import DataError
+from mhc_model.config import ModelConfig, PolicyConfig
+from mhc_model.errors import ConfigError, DataError
 from mhc_model.files import read_lines, replace_json
-from mhc_model.gates import expand_gates
+from mhc_model.gates import expand_gate_rows, expand_gates
 from mhc_model.policy import GatePolicy, expand_actions
 from rl.ablate.arms import (
+    BEHAVIOUR,
     BEST_CONSTANT,
     CEM,
     GRADIENT,
@@ -31,6 +33,7 @@ from rl.ablate.arms import (
     RANDOM,
     REINFORCE,
     Arm,
+    behaviour_arm,
     fixed_name,
     parse_arm,
 )
@@ -83,6 +86,7 @@ class Study:
             MHCError: if checkpoint, problems or configuration do not allow it.
         """
         checkpoint, training, observations, _ = prepare(config)
+        _check_behaviours(config, checkpoint.model.config)
         held_out = load_problems(config.data, "test", config.test_problems)
         shared = {problem.question for problem in training} & {p.question for p in held_out}
         if shared:
@@ -98,18 +102,21 @@ class Study:
             training=training,
             held_out=held_out,
             observations=observations.cpu(),
-            known=_read_known(config.known, held_out, checkpoint.model.config.n_layers),
+            known=_read_known(config, held_out, checkpoint),
         )
 
     def arms(self) -> list[Arm]:
         """All of them, in the order of the tables: given ones, then those that learn."""
         config = self.config
-        names = [LEARNED, *map(fixed_name, config.grid)]
-        names += [KNOWN] if self.known is not None else []
-        arms = [Arm(name, name, "global") for name in names]
+        arms = [Arm(name, name, "global") for name in (LEARNED, *map(fixed_name, config.grid))]
+        for name in self.checkpoint.model.config.behaviours:
+            arms.append(Arm(behaviour_arm(name), BEHAVIOUR, "global"))
+        if self.known is not None:
+            arms.append(Arm(KNOWN, KNOWN, "global"))
         for name in config.arms:
             method, space = parse_arm(name, config.action_space)
-            arms += [Arm(name, method, space, seed) for seed in config.seeds]
+            if method != BEHAVIOUR:  # those are there
+                arms += [Arm(name, method, space, seed) for seed in config.seeds]
         return arms
 
     def path(self, arm: Arm) -> Path:
@@ -128,8 +135,10 @@ class Study:
         found, facts = self._learners()[arm.method](arm, ray_arguments)
         if isinstance(found, GatePolicy):
             found.save(path / POLICY)
+        elif found.ndim == 2:  # prompt and answer apart
+            replace_json(path / GATES, dict(zip(("prompt", "answer"), found.tolist(), strict=True)))
         else:
-            replace_json(path / GATES, expand_actions(found[None], self.policy(arm))[0].tolist())
+            replace_json(path / GATES, found.tolist())
         seconds = round(time.perf_counter() - started, 1)
         replace_json(path / ARM, {"arm": arm.name, "seed": arm.seed, "seconds": seconds, **facts})
 
@@ -139,8 +148,9 @@ class Study:
 
     @torch.no_grad()
     def gates(self, arm: Arm) -> Tensor | None:
-        """(held_out, 2L) gates that the arm chooses, None for the learned ones."""
-        count, n_layers = len(self.held_out), self.checkpoint.model.config.n_layers
+        """(held_out, 2L) gates that the arm chooses, or (held_out, 2, 2L), those of prompt and
+        answer; None for the learned ones."""
+        count, model = len(self.held_out), self.checkpoint.model.config
         if arm.method == LEARNED:
             return None
         if arm.method == KNOWN:
@@ -149,16 +159,16 @@ class Study:
             generator = torch.Generator().manual_seed(self.config.seed + (arm.seed or 0))
             policy = self.policy(arm)
             return expand_actions(torch.rand(count, policy.n_actions, generator=generator), policy)
+        if arm.method == BEHAVIOUR:
+            return expand_gate_rows(arm.name.removeprefix(f"{BEHAVIOUR}:"), count, model)
         if arm.seed is None:
-            row = expand_gates(float(arm.name.removeprefix("g=")), n_layers)
-            return row.expand(count, -1)
+            return expand_gate_rows(float(arm.name.removeprefix("g=")), count, model)
         if (self.path(arm) / POLICY).exists():
             tokenizer = self.checkpoint.tokenizer
             prompts = [prompt_tokens(tokenizer, problem) for problem in self.held_out]
             policy = GatePolicy.load(self.path(arm) / POLICY)
             return policy.gates_for_prompts(self.checkpoint.model, prompts)
-        row = expand_gates(json.loads((self.path(arm) / GATES).read_text()), n_layers)
-        return row.expand(count, -1)
+        return expand_gate_rows(json.loads((self.path(arm) / GATES).read_text()), count, model)
 
     def rollouts(self, arm: Arm) -> Path:
         """The file of the arm's training rollouts."""
@@ -220,10 +230,12 @@ class Study:
         )
         try:
             if arm.method == BEST_CONSTANT:
-                found: GatePolicy | Tensor = best_of_grid(bench, config.grid)
+                candidates = constants(config, self.checkpoint.model.config, arm.space)
+                found: GatePolicy | Tensor = best_of_grid(bench, candidates)
             elif arm.method == CEM:
                 search = config.search
-                found = cross_entropy_search(bench, search.candidates, search.elite)
+                action = cross_entropy_search(bench, search.candidates, search.elite)
+                found = expand_actions(action[None], bench.policy)[0]
             else:
                 own = config.reinforce
                 found = reinforce(bench, own.lr, own.batch, own.entropy)
@@ -240,7 +252,8 @@ class Study:
         seed = arm.seed or 0
         found: GatePolicy | Tensor
         if arm.method == GRADIENT:
-            found, losses = tune_constant(loss, policy, budget, own.batch, own.lr, seed)
+            action, losses = tune_constant(loss, policy, budget, own.batch, own.lr, seed)
+            found = expand_actions(action[None], policy)[0]
         else:
             found, losses = tune_policy(
                 loss, policy, self.observations, budget, own.batch, own.policy_lr, seed
@@ -248,13 +261,67 @@ class Study:
         return found, {"rollouts": 0, "sequences": len(losses) * own.batch, "losses": losses}
 
 
-def _read_known(path: str | None, problems: Sequence[Problem], n_layers: int) -> Tensor | None:
+def constants(config: AblateConfig, model: ModelConfig, space: str) -> list[Tensor]:
+    """What the best constant is chosen from: the grid, and what represents each behaviour.
+
+    Returns:
+        (2L,) gates each, no two alike; with the action space `prompt_and_answer` (2, 2L), all
+        pairs of them.
+    """
+    rows = [expand_gates(gate, model.n_layers) for gate in config.grid]
+    for behaviour in model.behaviours.values():
+        row = expand_gates(behaviour.representative, model.n_layers)
+        if not any(row.equal(other) for other in rows):
+            rows.append(row)
+    if space == "prompt_and_answer":
+        return [torch.stack(pair) for pair in itertools.product(rows, repeat=2)]
+    return rows
+
+
+def _check_behaviours(config: AblateConfig, model: ModelConfig) -> None:
+    """What only the model can tell.
+
+    Raises:
+        ConfigError: naming what is allowed.
+    """
+    there = [behaviour_arm(name) for name in model.behaviours]
+    for name in (*config.arms, *config.against):
+        if name.startswith(f"{BEHAVIOUR}:") and name not in there:
+            raise ConfigError(
+                f"{name!r} is no behaviour of {config.checkpoint}, which has: "
+                f"{', '.join(there) or 'none'}"
+            )
+    for arm in config.arms:
+        method, space = parse_arm(arm, config.action_space)
+        count = len(constants(config, model, space)) if method == BEST_CONSTANT else 0
+        if config.budget < count:
+            raise ConfigError(
+                f"the budget of {config.budget} rollouts does not cover the {count} constants "
+                f"that arm {arm!r} chooses from"
+            )
+
+
+def _read_known(
+    config: AblateConfig, problems: Sequence[Problem], checkpoint: Checkpoint
+) -> Tensor | None:
+    path, model = config.known, checkpoint.model
     if path is None:
         return None
+    learned = model.learned_gates().detach()
     try:
         gates = json.loads(Path(path).read_text(encoding="utf-8"))
-        return torch.stack([expand_gates(gates[problem.id], n_layers) for problem in problems])
+        rows = [expand_gate_rows(gates[p.id], 1, model.config, learned) for p in problems]
     except (OSError, ValueError, TypeError) as error:
         raise DataError(f"known gates {path} cannot be read: {error}") from None
     except KeyError as error:
         raise DataError(f"known gates {path} lack the held-out problem {error}") from None
+    phased = any(row is not None and row.ndim == 3 for row in rows)
+    if phased and config.wants_likelihood:
+        raise ConfigError(
+            f"known gates {path} differ between prompt and answer; the likelihood (reward, or "
+            f"log_both) is scored under those of the prompt alone"
+        )
+    whole = [learned[None] if row is None else row for row in rows]
+    if phased:
+        whole = [row if row.ndim == 3 else torch.stack([row, row], dim=1) for row in whole]
+    return torch.cat(whole)

@@ -57,7 +57,15 @@ class Bench:
         return ProblemStream(len(self.problems), self.seed).indices(self.used, count)
 
     def ask(self, indices: Sequence[int], actions: Tensor) -> Tensor:
-        """Rewards (n,) float32 of problems under actions (n, a), at most `left` of them.
+        """As `ask_under`, of actions (n, a)."""
+        return self.ask_under(indices, expand_actions(actions.clamp(0.0, 1.0), self.policy))
+
+    def ask_under(self, indices: Sequence[int], gates: Tensor) -> Tensor:
+        """Rewards (n,) float32 of problems under gates, at most `left` of them.
+
+        Args:
+            indices: of the problems.
+            gates: (n, 2L), or (n, 2, 2L), those of prompt and answer.
 
         Raises:
             ValueError: if the budget does not cover them.
@@ -66,7 +74,7 @@ class Bench:
             raise ValueError(f"{len(indices)} rollouts asked for, {self.left} are left")
         rollouts = self.asker.ask(
             [self.problems[index] for index in indices],
-            expand_actions(actions.clamp(0.0, 1.0), self.policy),
+            gates,
             first_index=self.used,
             iteration=len(self.history) + 1,
         )

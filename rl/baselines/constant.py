@@ -14,24 +14,23 @@ from rl.baselines.bench import Bench
 LEAST_SPREAD = 0.05
 
 
-def best_of_grid(bench: Bench, grid: Sequence[float]) -> Tensor:
-    """The gate for all sublayers that solves most; all are asked the same problems.
+def best_of_grid(bench: Bench, candidates: Sequence[Tensor]) -> Tensor:
+    """The gates with the highest mean reward; all are asked the same problems.
 
     Args:
         bench: whose budget is shared out evenly.
-        grid: gates in [0, 1].
+        candidates: (2L,) gates each, or (2, 2L), those of prompt and answer.
 
     Returns:
-        (a,) float32 actions.
+        The best of them.
     """
-    each = bench.budget // len(grid)
+    each = bench.budget // len(candidates)
     indices = bench.draw(each)
-    solved = [
-        float(bench.ask(indices, torch.full((each, bench.policy.n_actions), gate)).mean())
-        for gate in grid
+    earned = [
+        float(bench.ask_under(indices, gates.expand(each, *gates.shape)).mean())
+        for gates in candidates
     ]
-    best = max(range(len(grid)), key=solved.__getitem__)
-    return torch.full((bench.policy.n_actions,), grid[best])
+    return candidates[max(range(len(candidates)), key=earned.__getitem__)]
 
 
 def cross_entropy_search(bench: Bench, candidates: int, elite: float) -> Tensor:
@@ -39,7 +38,7 @@ def cross_entropy_search(bench: Bench, candidates: int, elite: float) -> Tensor:
     without context.
 
     A round draws candidates from independent normal distributions, cut to [0, 1], asks each an
-    equal share of problems, and moves the distributions to the candidates that solved most.
+    equal share of problems, and moves the distributions to the candidates that earned most.
 
     Args:
         bench: rounds of its `round_size` until its budget is spent.
@@ -58,10 +57,10 @@ def cross_entropy_search(bench: Bench, candidates: int, elite: float) -> Tensor:
         tried = (mean + spread * noise).clamp(0.0, 1.0)
         actions = repeat(tried, "p a -> (p m) a", m=each)
         rewards = bench.ask(bench.draw(len(actions)), actions)
-        solved = rearrange(rewards, "(p m) -> p m", m=each).mean(1)
+        earned = rearrange(rewards, "(p m) -> p m", m=each).mean(1)
         # The order of equal ones must not favour those that were drawn first.
         ties = 1e-6 * torch.rand(candidates, generator=generator)
-        best = tried[(solved + ties).topk(max(2, round(elite * candidates))).indices]
+        best = tried[(earned + ties).topk(max(2, round(elite * candidates))).indices]
         mean = 0.3 * mean + 0.7 * best.mean(0)
         spread = 0.3 * spread + 0.7 * best.std(0).clamp(min=LEAST_SPREAD)
     return mean

@@ -21,6 +21,7 @@ from mhc_model.decoder import Decoder
 from mhc_model.policy import GatePolicy, expand_actions
 from mhc_model.tokenizer import Tokenizer
 from rl.env import ProblemStream
+from rl.setup import answer_tokens
 
 IGNORED = -100  # cross_entropy's own mark of positions that do not count
 
@@ -34,9 +35,7 @@ class AnswerLoss:
         self.model = model.requires_grad_(False).eval()
         self.model.gradient_checkpointing = True  # it is long answers that memory is short of
         self.prompts = [prompt_tokens(tokenizer, problem) for problem in problems]
-        self._answers = [
-            [*tokenizer.encode(f" {problem.answer}"), tokenizer.eos_id] for problem in problems
-        ]
+        self._answers = [answer_tokens(tokenizer, problem) for problem in problems]
 
     def __call__(self, indices: Sequence[int], gates: Tensor) -> Tensor:
         """Mean nats per answer token; gates (b, 2L), one row a problem."""
@@ -63,6 +62,7 @@ def tune_constant(
     Returns:
         (a,) float32 actions, and the loss of every step.
     """
+    _check_space(policy)
     learned = loss.model.learned_gates().detach().cpu()
     per_action = learned.unflatten(0, (policy.n_actions, -1)).mean(1)
     logits = torch.logit(per_action.clamp(1e-3, 1.0 - 1e-3)).requires_grad_(True)
@@ -90,6 +90,7 @@ def tune_policy(
     Returns:
         The policy, and the loss of every step.
     """
+    _check_space(config)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         policy = GatePolicy(config)
@@ -104,6 +105,11 @@ def tune_policy(
         seed,
     )
     return policy.eval(), losses
+
+
+def _check_space(policy: PolicyConfig) -> None:
+    if policy.action_space == "prompt_and_answer":
+        raise ValueError("a sequence goes forward under one row of gates, not two in turn")
 
 
 def _descend(

@@ -116,7 +116,8 @@ class SteerableConfig(Settings):
 
 def expressible(space: str, wanted: Mapping[str, Bits], keys: Sequence[int]) -> bool:
     """Whether actions of this space can give every kind of problem its right gates."""
-    width = {"global": None, "per_layer": 2, "per_sublayer": 1}[space]
+    # One gate a phase gives all sublayers the same, as a global one does.
+    width = {"global": None, "prompt_and_answer": None, "per_layer": 2, "per_sublayer": 1}[space]
     for bits in wanted.values():
         groups: dict[int, set[int]] = {}
         for key, bit in zip(keys, bits, strict=True):

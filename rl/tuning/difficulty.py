@@ -24,20 +24,20 @@ from rl.setup import problems_hash
 
 PROBES = "difficulty.json"
 # What the rates depend on; a run of another name, or another seed, measures its own.
-KEYS = ("data", "problems", "difficulty_probes", "samples", "temperature", "max_tokens", "reward")
+KEYS = ("data", "problems", "difficulty_probes", "samples", "temperature", "max_tokens")
 
 
 def solve_rates(
     asker: Asker, problems: Sequence[Problem], n_layers: int, probes: int, seed: int
 ) -> list[float]:
-    """(problems,) mean rewards over one answer with the learned gates and `probes` - 1 with random
-    gates, which are the same for all problems."""
+    """(problems,) shares of right answers, of one with the learned gates and `probes` - 1 with
+    random gates, which are the same for all problems."""
     random = np.random.default_rng([seed, probes]).random((probes - 1, 2 * n_layers))
     rows = [None, *torch.tensor(random, dtype=torch.float32)]
     totals = np.zeros(len(problems))
     for row in rows:
         gates = None if row is None else row.expand(len(problems), -1)
-        totals += [rollout.reward for rollout in asker.ask(problems, gates)]
+        totals += [rollout.right for rollout in asker.ask(problems, gates)]
     return [float(total) / probes for total in totals]
 
 
@@ -57,6 +57,7 @@ def choose_problems(
         return list(range(len(problems)))
     low, high = config.difficulty
     facts = {key: getattr(config, key) for key in KEYS} | {
+        "reward": config.extraction,  # its name when the first of these files were written
         "checkpoint": policy.checkpoint_hash,
         "problems_sha256": problems_hash(problems),
     }

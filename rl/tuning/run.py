@@ -1,7 +1,7 @@
 """One run: sweep fixed gates, train the policy, export it, compare it with the fixed gates.
 
 runs/NAME/config.yaml      resolved configuration
-runs/NAME/sweep.json       accuracy under fixed gates, per-problem bound
+runs/NAME/sweep.json       accuracy, tokens and reward under fixed gates, per-problem bound
 runs/NAME/difficulty.json  solve rates of the problems, if a window of difficulty is asked for
 runs/NAME/rollouts.jsonl   every episode
 runs/NAME/metrics.jsonl    one row an iteration; also in tensorboard/
@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from evals.problems import Problem
-from mhc_model.config import PolicyConfig
+from mhc_model.config import ModelConfig, PolicyConfig
 from mhc_model.errors import DataError
 from mhc_model.files import read_lines, replace_json, replace_text
 from mhc_model.policy import GatePolicy
@@ -46,7 +46,14 @@ from rl.rollouts import Asker, RolloutLog
 from rl.setup import prepare, problems_hash
 from rl.tuning.difficulty import choose_problems
 from rl.tuning.metrics import Clock, iteration_line, metrics_row, write_board
-from rl.tuning.sweep import POLICY, rewards, summarize, summary_lines, sweep_gates
+from rl.tuning.sweep import (
+    POLICY,
+    Outcomes,
+    outcomes_of,
+    summarize,
+    summary_table,
+    sweep_gates,
+)
 
 # A resumed run may change these; everything else would make it another run.
 FREE_ON_RESUME = ("storage", "checkpoint", "iterations", "checkpoint_every", "pool", "ray")
@@ -79,7 +86,8 @@ def run_tuning(config: RLConfig, ray_arguments: Mapping[str, Any]) -> Path:
             with closing(ReplicaPool(checkpoint.path, config.pool)) as pool:
                 pool.counters = pool.counters.going_on_from(state["pool"])
                 asker = Asker(pool, checkpoint.tokenizer, config)
-                tune(directory, config, policy, asker, problems, observations, state)
+                model = checkpoint.model.config
+                tune(directory, config, model, policy, asker, problems, observations, state)
         finally:
             ray.shutdown()
     return directory
@@ -88,6 +96,7 @@ def run_tuning(config: RLConfig, ray_arguments: Mapping[str, Any]) -> Path:
 def tune(
     directory: Path,
     config: RLConfig,
+    model: ModelConfig,
     policy: PolicyConfig,
     asker: Asker,
     problems: list[Problem],
@@ -102,7 +111,7 @@ def tune(
         flush=True,
     )
     sample = problems[: config.sweep_problems]
-    outcomes = load_or_sweep(directory, config, asker, sample, policy)
+    outcomes = load_or_sweep(directory, config, asker, sample, model, state["checkpoint"])
     chosen = choose_problems(directory, config, policy, asker, problems)
     log = RolloutLog(directory, state["position"])
     env = GateVectorEnv(
@@ -126,7 +135,7 @@ def tune(
         log.close()
     with torch.no_grad():
         gates = GatePolicy.load(directory / "policy").gates(observations[: len(sample)])
-    outcomes[POLICY] = rewards(asker, sample, gates)
+    outcomes[POLICY] = outcomes_of(asker, sample, gates)
     finish(directory, outcomes, asker.pool, state)
 
 
@@ -174,26 +183,31 @@ def saved_states(directory: Path) -> list[Path]:
 
 
 def load_or_sweep(
-    directory: Path, config: RLConfig, asker: Asker, sample: list[Problem], policy: PolicyConfig
-) -> dict[str, list[float]]:
+    directory: Path,
+    config: RLConfig,
+    asker: Asker,
+    sample: list[Problem],
+    model: ModelConfig,
+    checkpoint: str,
+) -> dict[str, Outcomes]:
     """Outcomes under fixed gates, measured once a run; again if the run, killed before its first
     saved state, was started anew on other weights or problems."""
     path = directory / "sweep.json"
     saved = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     problems = problems_hash(sample)
     # Files of earlier versions do not say which problems.
-    if (saved.get("checkpoint"), saved.get("problems", problems)) == (
-        policy.checkpoint_hash,
-        problems,
-    ):
-        return dict(saved["outcomes"])
-    outcomes = sweep_gates(asker, sample, policy.n_layers, config.sweep)
+    if (saved.get("checkpoint"), saved.get("problems", problems)) == (checkpoint, problems):
+        return {label: Outcomes.read(own) for label, own in saved["outcomes"].items()}
+    outcomes = sweep_gates(asker, sample, model, config.sweep)
     summary = summarize(outcomes)
-    facts = {"checkpoint": policy.checkpoint_hash, "problems": problems}
-    replace_json(path, {**facts, "summary": summary, "outcomes": outcomes})
-    print("fixed gates on training problems, accuracy [Wilson 95 %]:")
-    print("\n".join(summary_lines(summary)), flush=True)
+    facts = {"checkpoint": checkpoint, "problems": problems}
+    replace_json(path, {**facts, "summary": summary, "outcomes": _plain(outcomes)})
+    print(f"fixed gates on training problems:\n{summary_table(summary)}", flush=True)
     return outcomes
+
+
+def _plain(outcomes: Mapping[str, Outcomes]) -> dict[str, dict[str, Any]]:
+    return {label: own._asdict() for label, own in outcomes.items()}
 
 
 def train(
@@ -268,7 +282,7 @@ def kept_rows(path: Path, iteration: int) -> list[str]:
 
 
 def finish(
-    directory: Path, outcomes: dict[str, list[float]], pool: ReplicaPool, state: dict[str, Any]
+    directory: Path, outcomes: Mapping[str, Outcomes], pool: ReplicaPool, state: dict[str, Any]
 ) -> None:
     """Writes summary.json and says how it went."""
     summary = summarize(outcomes)
@@ -277,14 +291,14 @@ def finish(
         directory / "summary.json",
         {
             "summary": summary,
-            "outcomes": outcomes,
+            "outcomes": _plain(outcomes),
             "pool": counters,
             "rollouts": state["position"],
             "checkpoint": state["checkpoint"],
         },
     )
     print("the policy beside fixed gates, on the training problems of the sweep:")
-    print("\n".join(summary_lines(summary)))
+    print(summary_table(summary))
     rows = read_lines(directory / "metrics.jsonl")
     first, last = (json.loads(row)["reward"] for row in (rows[0], rows[-1]))
     print(

@@ -1,68 +1,121 @@
-"""How much room there is: accuracy under fixed gates, and of the best gate for each problem."""
+"""How much room there is: fixed gates side by side, and the best of them for each problem."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from evals.problems import Problem
+from evals.results import markdown
 from evals.statistics import wilson_interval
-from mhc_model.gates import expand_gates
+from mhc_model.config import ModelConfig
+from mhc_model.gates import expand_gate_rows
 from rl.rollouts import Asker
 
 POLICY = "policy"  # label of the policy's own outcomes
+BEST = "best gate for each problem"
+HEADERS = {"tokens": "tokens per answer", "loglikelihood": "log-likelihood", "reward": "reward"}
+
+
+class Outcomes(NamedTuple):
+    """What came of the problems under some gates, in their order.
+
+    Attributes:
+        rewards: as the run has them.
+        right: share of right answers.
+        tokens: generated tokens of an answer.
+        loglikelihood: of the problems' own answers, where the run measures it.
+    """
+
+    rewards: list[float]
+    right: list[float]
+    tokens: list[float] | None = None
+    loglikelihood: list[float] | None = None
+
+    @classmethod
+    def read(cls, saved: Any) -> Outcomes:
+        """From JSON. Files of earlier versions have the rewards only, which were right answers."""
+        return cls(saved, saved) if isinstance(saved, list) else cls(**saved)
 
 
 def sweep_gates(
-    asker: Asker, problems: Sequence[Problem], n_layers: int, gates: Sequence[float]
-) -> dict[str, list[float]]:
-    """Rewards of every problem under the learned gates and under each fixed global gate.
+    asker: Asker, problems: Sequence[Problem], model: ModelConfig, gates: Sequence[float | str]
+) -> dict[str, Outcomes]:
+    """Every problem under the learned gates and under each of the fixed ones.
+
+    Args:
+        asker: runs the model.
+        problems: to answer.
+        model: whose gates they are.
+        gates: numbers, one gate for all sublayers, or names of behaviours.
 
     Returns:
-        Label ("learned", "g=0", ...) -> rewards in the order of the problems.
+        Label ("learned", "g=0", "direct", ...) -> outcomes.
     """
     rows: dict[str, Tensor | None] = {"learned": None}
-    rows |= {f"g={gate:g}": expand_gates(gate, n_layers) for gate in gates}
-    return {label: rewards(asker, problems, row) for label, row in rows.items()}
+    for gate in gates:
+        label = gate if isinstance(gate, str) else f"g={gate:g}"
+        rows[label] = expand_gate_rows(gate, len(problems), model)
+    return {label: outcomes_of(asker, problems, row) for label, row in rows.items()}
 
 
-def rewards(asker: Asker, problems: Sequence[Problem], gates: Tensor | None) -> list[float]:
-    """Rewards under given gates: (2L,) for all problems, (n, 2L) one row each, None the learned."""
-    if gates is not None:
-        gates = torch.as_tensor(gates).expand(len(problems), -1)
-    return [rollout.reward for rollout in asker.ask(problems, gates)]
+def outcomes_of(asker: Asker, problems: Sequence[Problem], gates: Tensor | None) -> Outcomes:
+    """Outcomes under gates as `Asker.ask` takes them; answers are asked whatever is rewarded."""
+    rollouts = asker.answering().ask(problems, gates)
+    likely = [r.loglikelihood for r in rollouts if r.loglikelihood is not None]
+    return Outcomes(
+        [rollout.reward for rollout in rollouts],
+        [rollout.right for rollout in rollouts if rollout.right is not None],
+        [r.tokens_per_answer for r in rollouts if r.tokens_per_answer is not None],
+        likely or None,
+    )
 
 
-def summarize(outcomes: Mapping[str, Sequence[float]]) -> dict[str, Any]:
-    """Accuracy with its Wilson interval for each label, and the bound of choosing per problem.
+def summarize(outcomes: Mapping[str, Outcomes]) -> dict[str, Any]:
+    """Accuracy with its Wilson interval, and means, for each label; the bound of choosing a gate.
 
-    The bound is the share of problems that at least one of the given gates solves: no policy that
-    picks among them can do better. The policy itself is none of them.
+    The bound is what the best of the given gates for each problem reaches: no policy that picks
+    among them can do better. The policy itself is none of them.
     """
     summary: dict[str, Any] = {}
-    for label, values in outcomes.items():
-        total = sum(values)  # of several answers to a problem a share is right
+    for label, own in outcomes.items():
+        total = sum(own.right)  # of several answers to a problem a share is right
         summary[label] = {
-            "accuracy": total / len(values),
-            "wilson_95": list(wilson_interval(round(total), len(values))),
-            "n": len(values),
+            "accuracy": total / len(own.right),
+            "wilson_95": list(wilson_interval(round(total), len(own.right))),
+            "n": len(own.right),
+            "reward": _mean(own.rewards),
         }
-    given = [values for label, values in outcomes.items() if label != POLICY]
-    best = [max(values) for values in zip(*given, strict=True)]
-    summary["best gate for each problem"] = {"accuracy": sum(best) / len(best), "n": len(best)}
+        for name, values in (("tokens", own.tokens), ("loglikelihood", own.loglikelihood)):
+            if values is not None:
+                summary[label][name] = _mean(values)
+    given = [own for label, own in outcomes.items() if label != POLICY]
+    summary[BEST] = {
+        "accuracy": _mean([max(values) for values in zip(*(g.right for g in given), strict=True)]),
+        "n": len(given[0].right),
+        "reward": _mean([max(values) for values in zip(*(g.rewards for g in given), strict=True)]),
+    }
     return summary
 
 
-def summary_lines(summary: Mapping[str, Any]) -> list[str]:
+def summary_table(summary: Mapping[str, Any]) -> str:
     """One line a label."""
-    lines = []
+    means = {"tokens": ".1f", "loglikelihood": ".3f", "reward": ".3f"}
+    means = {name: form for name, form in means.items() if any(name in e for e in summary.values())}
+    rows = []
     for label, entry in summary.items():
-        line = f"  {label:<26} {100 * entry['accuracy']:5.1f} %"
+        interval = ""
         if "wilson_95" in entry:
             low, high = entry["wilson_95"]
-            line += f"  [{100 * low:.1f}, {100 * high:.1f}]"
-        lines.append(f"{line}  of {entry['n']}")
-    return lines
+            interval = f" [{100 * low:.1f}, {100 * high:.1f}]"
+        figures = [f"{entry[name]:{form}}" if name in entry else "" for name, form in means.items()]
+        accuracy = f"{100 * entry['accuracy']:.1f} %{interval}"
+        rows.append([label, accuracy, *figures, str(entry["n"])])
+    header = ["gates", "accuracy [Wilson 95 %]", *(HEADERS[name] for name in means), "n"]
+    return markdown(header, rows)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

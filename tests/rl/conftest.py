@@ -44,6 +44,31 @@ def checkpoint(tmp_path_factory, tokenizer, tiny_model) -> Path:
     return directory
 
 
+@pytest.fixture(scope="session")
+def named_checkpoint(tmp_path_factory, checkpoint) -> Path:
+    """The same model, with two behaviours."""
+    from mhc_model import load_checkpoint
+    from mhc_model.config import Behaviour
+
+    loaded = load_checkpoint(checkpoint)
+    behaviours = {
+        "direct": Behaviour(gates=(0.0, 0.3)),
+        "worked": Behaviour(gates=((0.7, 1.0), (0.4, 0.6))),
+    }
+    loaded.model.config = loaded.model.config.model_copy(update={"behaviours": behaviours})
+    directory = tmp_path_factory.mktemp("named") / "model"
+    save_checkpoint(directory, loaded.model, loaded.tokenizer)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def named_engine(named_checkpoint):
+    """An engine with that model."""
+    from mhc_model import Engine
+
+    return Engine.from_checkpoint(named_checkpoint, device="cpu")
+
+
 @pytest.fixture
 def short_directory() -> Iterator[str]:
     """Ray's socket paths must be short, and pytest's own directories are not."""

@@ -17,14 +17,16 @@ from rl.env import GateVectorEnv, GSM8KGateEnv, ProblemStream
 from rl.rollouts import Asker, RolloutLog
 
 
-def make_env(asker: Asker, directory, envs: int = 3, position: int = 0) -> GateVectorEnv:
+def make_env(
+    asker: Asker, directory, envs: int = 3, position: int = 0, space: str = "per_layer"
+) -> GateVectorEnv:
     problems = load_problems("builtin:1", "train", 10)
     prompts = [prompt_tokens(asker.tokenizer, problem) for problem in problems]
     return GateVectorEnv(
         envs,
         problems,
         prompt_observation(asker.pool.engine.model, prompts),
-        PolicyConfig(action_space="per_layer", n_layers=2, observation_dim=32),
+        PolicyConfig(action_space=space, n_layers=2, observation_dim=32),
         asker,
         RolloutLog(directory, position),
         seed=7,
@@ -65,6 +67,30 @@ def test_a_configured_action_space_decides_what_an_action_sets(checkpoint, space
     assert env.action_space.shape == (len(action),)
     env.reset()
     assert env.step(np.array(action, dtype=np.float32))[-1]["gates"] == gates
+
+
+def test_prompt_and_answer_are_two_actions(checkpoint, asker, tmp_path):
+    fields = {"problems": 2, "max_tokens": 4, "action_space": "prompt_and_answer"}
+    env = GSM8KGateEnv.from_checkpoint(checkpoint, **fields)
+    assert env.action_space.shape == (2,)
+    env.reset()
+    info = env.step(np.array([0.25, 0.75], dtype=np.float32))[-1]
+    assert (info["gates"], info["answer_gates"]) == ((0.25,) * 4, (0.75,) * 4)
+    vector = make_env(asker, tmp_path, space="prompt_and_answer")
+    vector.reset()
+    vector.step(np.array([[0.0, 1.0], [1.0, 0.0], [0.5, 0.5]], dtype=np.float32))
+    used = [(rollout.gates[0], (rollout.answer_gates or (None,))[0]) for rollout in vector.recent]
+    assert used == [(0.0, 1.0), (1.0, 0.0), (0.5, None)]
+
+
+def test_rewards_are_less_the_cost_of_tokens(checkpoint):
+    env = GSM8KGateEnv.from_checkpoint(
+        checkpoint, problems=2, max_tokens=8, action_space="global", token_cost=0.125
+    )
+    env.reset()
+    _, reward, *_, info = env.step(np.array([0.5], dtype=np.float32))
+    assert reward == info["reward"] == info["right"] - 0.125 * info["tokens"]
+    assert info["tokens"] > 0
 
 
 def test_the_single_environment_passes_gymnasiums_checker(checkpoint, recwarn):

@@ -6,12 +6,15 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 
 from evals.problems import load_problems
-from mhc_model import DataError
+from evals.tasks import prompt_tokens
+from mhc_model import DataError, load_checkpoint
 from mhc_model.files import read_lines
+from rl.baselines import AnswerLoss
 from rl.pool import LocalPool
-from rl.rollouts import ROLLOUTS, SUPERSEDED, Asker, Rollout, RolloutLog
+from rl.rollouts import ROLLOUTS, SUPERSEDED, Asker, Rollout, RolloutLog, reward_of
 
 
 def test_rewards_are_the_tasks_scores(asker, tmp_path):
@@ -30,7 +33,9 @@ def test_rewards_are_the_tasks_scores(asker, tmp_path):
 
     pool = Answering(asker.pool.engine)
     strict = Asker(pool, asker.tokenizer, asker.config)
-    flexible = Asker(pool, asker.tokenizer, asker.config.model_copy(update={"reward": "flexible"}))
+    flexible = Asker(
+        pool, asker.tokenizer, asker.config.model_copy(update={"extraction": "flexible"})
+    )
     assert [rollout.reward for rollout in strict.ask(problems, None)] == [1.0, 0.0, 0.0]
     assert [rollout.reward for rollout in flexible.ask(problems, None)] == [1.0, 1.0, 0.0]
 
@@ -56,6 +61,81 @@ def test_several_answers_to_a_problem_make_a_reward_between_0_and_1(asker):
     ]
     real = Asker(asker.pool, asker.tokenizer, config).ask(problems, None)
     assert len({real[0].completion, *real[0].others}) == 4, "seeds differ"
+
+
+def test_tokens_cost_what_is_said_of_the_answers_mean(asker):
+    """Four answers to a problem, cut by the limit of 6 tokens or earlier."""
+    update = {"samples": 4, "temperature": 2.0, "token_cost": 0.01}
+    problems = load_problems("builtin:1", "train", 3)
+    config = asker.config.model_copy(update=update)
+    for rollout in Asker(asker.pool, asker.tokenizer, config).ask(problems, None):
+        assert 0 < rollout.tokens <= 24
+        assert rollout.tokens_per_answer == rollout.tokens / 4
+        assert rollout.reward == pytest.approx(rollout.right - 0.01 * rollout.tokens / 4)
+        assert rollout.loglikelihood is None
+
+
+def test_the_likelihood_is_of_the_problems_own_answer_under_the_rollouts_gates(asker, checkpoint):
+    problems = load_problems("builtin:1", "train", 4)
+    gates = torch.rand(4, 4, generator=torch.Generator().manual_seed(0))
+    loaded = load_checkpoint(checkpoint)
+    loss = AnswerLoss(loaded.model, loaded.tokenizer, problems)
+    expected = [-float(loss([i], gates[i : i + 1])) for i in range(4)]
+    config = asker.config.model_copy(update={"reward": "likelihood"})
+    rollouts = Asker(asker.pool, asker.tokenizer, config).ask(problems, gates)
+    assert asker.pool.calls == [4], "nothing is generated"
+    for rollout, likelihood, row in zip(rollouts, expected, gates.tolist(), strict=True):
+        assert rollout.reward == rollout.loglikelihood == pytest.approx(likelihood, abs=1e-4)
+        assert rollout.gates == pytest.approx(row)
+        measured = (rollout.right, rollout.tokens, rollout.completion, rollout.finish_reason)
+        assert measured == (None, None, None, None)
+
+
+@pytest.mark.parametrize("reward", ["answer", "likelihood"])
+def test_both_are_logged_where_asked_for(asker, tmp_path, reward):
+    problems = load_problems("builtin:1", "train", 3)
+    fields = {"reward": reward, "log_both": True, "samples": 2, "temperature": 1.0}
+    own = Asker(asker.pool, asker.tokenizer, asker.config.model_copy(update=fields))
+    log = RolloutLog(tmp_path, 0)
+    log.write(own.ask(problems, None))
+    log.close()
+    rows = [json.loads(line) for line in read_lines(tmp_path / ROLLOUTS)]
+    alone = Asker(
+        asker.pool,
+        asker.tokenizer,
+        asker.config.model_copy(update=fields | {"reward": "likelihood", "log_both": False}),
+    ).ask(problems, None)
+    for row, scored in zip(rows, alone, strict=True):
+        assert row["loglikelihood"] == pytest.approx(scored.loglikelihood, abs=1e-4)
+        assert row["right"] in (0.0, 0.5, 1.0)
+        assert row["tokens"] > 0
+        assert len(row["others"]) == 1
+        assert row["reward"] == (row["right"] if reward == "answer" else row["loglikelihood"])
+
+
+def test_the_likelihood_may_cost_tokens_too(asker):
+    config = asker.config.model_copy(update={"reward": "likelihood", "token_cost": 0.1})
+    assert config.wants_answers
+    assert reward_of(config, 0.0, -1.5, 4.0) == pytest.approx(-1.9)
+    with pytest.raises(ValueError, match="needs what was not measured"):
+        reward_of(config, None, -1.5, None)
+    (rollout,) = Asker(asker.pool, asker.tokenizer, config).ask(
+        load_problems("builtin:1", "train", 1), None
+    )
+    assert rollout.reward == pytest.approx(rollout.loglikelihood - 0.1 * rollout.tokens)
+
+
+def test_prompt_and_answer_may_have_gates_of_their_own(asker):
+    """As the engine has them: the answer's first token is of the prompt's last pass."""
+    problems = load_problems("builtin:1", "train", 2)
+    gates = torch.tensor([[[0.0] * 4, [1.0] * 4], [[0.5] * 4, [0.5] * 4]])
+    first, second = asker.ask(problems, gates)
+    assert (first.gates, first.answer_gates) == ((0.0,) * 4, (1.0,) * 4)
+    assert (second.gates, second.answer_gates) == ((0.5,) * 4, None), "they do not differ"
+    prompt = prompt_tokens(asker.tokenizer, problems[0])
+    assert len(prompt) > 1
+    same = asker.ask(problems[1:], torch.full((1, 4), 0.5))[0]
+    assert same.completion == second.completion
 
 
 def test_sampled_answers_depend_on_the_seed_of_the_run(asker):

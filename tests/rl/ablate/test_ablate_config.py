@@ -26,7 +26,7 @@ def test_all_methods_and_action_spaces_are_compared_unless_told_otherwise():
     arms = [parse_arm(arm, "per_layer") for arm in AblateConfig(**VALUES).arms]
     assert {method for method, _ in arms} == set(METHODS)
     spaces = {space for method, space in arms if method == "ppo"}
-    assert spaces == {"global", "per_layer", "per_sublayer"}
+    assert spaces == {"global", "per_layer", "per_sublayer"}, "one row of gates for a request"
     assert ("cem", "per_layer") in arms, "an arm without a space has that of the configuration"
 
 
@@ -46,6 +46,12 @@ def test_all_methods_and_action_spaces_are_compared_unless_told_otherwise():
         (FEW | {"arms": ["reinforce"]}, r"budget of 16.* 64 \(reinforce.batch\)"),
         (FEW | {"arms": ["gradient:global"], "gradient": {"budget": 15}}, "budget of 15.* of 16 "),
         ({"difficulty": [0.1, 0.9]}, "difficulty is a window for PPO alone"),
+        ({"arms": ["behaviour:"]}, "'behaviour:' is no METHOD.*behaviour:NAME"),
+        ({"arms": ["gradient:prompt_and_answer"]}, "by gradient.*another action space"),
+        (
+            {"arms": ["ppo:prompt_and_answer"], "reward": "likelihood", "against": ["learned"]},
+            "scored under those of the prompt; give the arm another action space",
+        ),
     ],
 )
 def test_what_cannot_be_compared_is_refused(fields, message):
@@ -54,6 +60,7 @@ def test_what_cannot_be_compared_is_refused(fields, message):
 
 
 def test_arms_of_one_step_and_those_that_are_there_are_allowed():
-    arms = {"arms": ["ppo", "gradient"], "against": ["learned", "g=0.5", "ppo", "known"]}
+    against = ["learned", "g=0.5", "ppo", "known", "behaviour:direct"]
+    arms = {"arms": ["ppo", "gradient", "behaviour:direct"], "against": against}
     config = validate_settings(AblateConfig, VALUES | FEW | arms | {"known": "known.json"}, "test")
     assert config.budget == config.gradient.batch == 16

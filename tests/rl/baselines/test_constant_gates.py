@@ -15,7 +15,8 @@ from rl.baselines import (
 
 def test_the_best_of_a_grid_is_asked_on_the_same_problems(tmp_path):
     own = bench(tmp_path, first=0.8, budget=1001)
-    assert best_of_grid(own, (0.0, 0.25, 0.75, 1.0)).tolist() == [0.75, 0.75]
+    candidates = [torch.full((4,), gate) for gate in (0.0, 0.25, 0.75, 1.0)]
+    assert best_of_grid(own, candidates).tolist() == [0.75] * 4
     assert own.used == 1000
     rows = [json.loads(line) for line in (tmp_path / "rollouts.jsonl").open()]
     problems = [[row["problem"] for row in rows[k * 250 :][:250]] for k in range(4)]

@@ -57,3 +57,11 @@ def test_gradients_move_the_gates_and_nothing_else(loss):
     for name, value in loss.model.state_dict().items():
         torch.testing.assert_close(value, before[name], rtol=0, atol=0)
     assert network.config == policy
+
+
+def test_two_rows_of_gates_are_refused(loss):
+    policy = PolicyConfig(action_space="prompt_and_answer", n_layers=2, observation_dim=32)
+    with pytest.raises(ValueError, match="one row of gates, not two in turn"):
+        tune_constant(loss, policy, budget=16, batch=8, lr=0.1, seed=0)
+    with pytest.raises(ValueError, match="one row of gates, not two in turn"):
+        tune_policy(loss, policy, torch.randn(8, 32), budget=16, batch=8, lr=0.1, seed=0)
