@@ -19,12 +19,12 @@ SHIPPED = Path("configs/steerable.yaml")
 def test_which_actions_can_express_what():
     keys = (0, 1, 2)  # attention and mlp of layer 0, attention of layer 1
     cases = {
-        (1, 1, 1): {"global", "per_layer", "per_sublayer"},
+        (1, 1, 1): {"global", "per_layer", "per_sublayer", "prompt_and_answer"},
         (1, 1, 0): {"per_layer", "per_sublayer"},
         (1, 0, 1): {"per_sublayer"},
     }
     for bits, able in cases.items():
-        for space in ("global", "per_layer", "per_sublayer"):
+        for space in ("global", "per_layer", "per_sublayer", "prompt_and_answer"):
             wanted = {"red": bits, "blue": (0, 0, 0)}
             assert expressible(space, wanted, keys) == (space in able), (bits, space)
 

@@ -159,6 +159,55 @@ def test_the_exported_policy_needs_no_ray(survivor):
     assert gates == pytest.approx(expected[0].tolist(), abs=1e-6)
 
 
+@pytest.mark.slow
+def test_gates_of_prompt_and_answer_are_learned_at_a_cost_of_tokens(
+    named_checkpoint, tmp_path, short_directory, engine_kind
+):
+    arguments = arguments_for(named_checkpoint, tmp_path, short_directory, engine_kind)
+    arguments += ["--action-space", "prompt_and_answer", "--token-cost", "0.01"]
+    assert main([*arguments, "--iterations", "1", "--sweep", "0.5", "worked"]) == 0
+    directory = tmp_path / "tiny"
+    made = rows(directory / "rollouts.jsonl")
+    for row in made:
+        assert len(set(row["gates"])) == len(set(row["answer_gates"])) == 1
+        assert row["reward"] == pytest.approx(row["right"] - 0.01 * row["tokens"])
+    (metrics,) = rows(directory / "metrics.jsonl")
+    assert metrics["tokens"] == pytest.approx(sum(row["tokens"] for row in made) / 16)
+    assert metrics["reward"] == pytest.approx(metrics["accuracy"] - 0.01 * metrics["tokens"])
+    assert len(metrics["answer_gate_mean"]) == 4
+    assert {"rl/accuracy", "rl/tokens", "answer_gate_mean/layer0.mlp"} <= board_names(directory)
+    policy = GatePolicy.load(directory / "policy")
+    assert policy.config.n_actions == 2
+    with torch.no_grad():
+        assert policy.gates(torch.zeros(3, 32)).shape == (3, 2, 4)
+    summary = json.loads((directory / "summary.json").read_text())["summary"]
+    assert {"learned", "g=0.5", "worked", "policy"} < set(summary)
+    for label in ("learned", "policy"):
+        own = summary[label]
+        assert own["reward"] == pytest.approx(own["accuracy"] - 0.01 * own["tokens"])
+
+
+@pytest.mark.slow
+def test_a_run_on_likelihood_generates_nothing_and_goes_on(arguments, tmp_path, capfd):
+    """Problems whose answers an untrained model never finds still tell gates apart."""
+    directory = tmp_path / "tiny"
+    arguments += ["--reward", "likelihood", "--observation", "mean_prompt_embedding"]
+    arguments += ["--observation-layer", "None", "--sweep", "0.5"]
+    assert main([*arguments, "--iterations", "1"]) == 0
+    assert main([*arguments, "--iterations", "2"]) == 0
+    assert "resuming after iteration 1, rollout 16" in capfd.readouterr().out
+    made = rows(directory / "rollouts.jsonl")
+    assert len({row["reward"] for row in made}) == 32, "dense"
+    assert all(row["reward"] == row["loglikelihood"] < 0 for row in made)
+    assert all(row["right"] is row["tokens"] is row["completion"] is None for row in made)
+    last = rows(directory / "metrics.jsonl")[-1]
+    assert last["loglikelihood"] == last["reward"]
+    assert not {"accuracy", "tokens"} & set(last)
+    summary = json.loads((directory / "summary.json").read_text())["summary"]
+    assert summary["policy"]["tokens"] > 0, "what is compared is also answered"
+    assert summary["policy"]["reward"] == summary["policy"]["loglikelihood"]
+
+
 def test_other_weights_or_problems_are_refused_and_change_nothing(tmp_path):
     config = RLConfig(name="t", checkpoint="first")
     policy = PolicyConfig(
