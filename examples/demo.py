@@ -1,8 +1,9 @@
 """The whole chain on the built-in problems, by the commands that a user would type.
 
-Trains a plain and an mHC model on the same tokens with Ray Train, sweeps and tunes the mHC model's
-gates with RLlib PPO over replica actors, evaluates baseline, learned gates and RL gates on held-out
-problems, and asks the served model one question with two gate vectors.
+Trains a plain and an mHC model on the same rows with Ray Train: each problem is answered directly
+and with its work. The mHC model learns which by its gates (behaviours), the plain one by words in
+the question. Then PPO learns which answer a problem is worth, where every token costs; held-out
+problems compare all of it, and the served model answers an easy and a hard one.
 
     make demo            # or: python examples/demo.py [--runs DIR] [--limit N]
 """
@@ -23,8 +24,13 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import yaml
+
+from evals.problems import load_problems
+
 ROOT = Path(__file__).resolve().parent.parent
-DATA = "builtin:1"
+DATA = "builtin:1,2"
+BEHAVIOURS = ("direct", "worked")
 
 
 def main() -> None:
@@ -42,32 +48,39 @@ def main() -> None:
     train("baseline", runs)
     train("mhc", runs)
     command(
+        *("evals.control", "--checkpoint", str(mhc), "--data", DATA),
+        *("--limit", str(arguments.limit // 2), "--out", str(runs / "control")),
+    )
+    command(
         "rl",
         *("--config", "configs/demo_rl.yaml", "--name", "rl", "--storage", str(runs)),
         *("--checkpoint", str(mhc)),
     )
     columns = {
-        "baseline": (baseline, "learned"),
-        "mHC, learned gates": (mhc, "learned"),
-        "mHC, RL gates": (mhc, f"policy:{rl / 'policy'}"),
+        **{f"baseline ({name})": (baseline, "learned", name) for name in BEHAVIOURS},
+        "mHC, learned gates": (mhc, "learned", None),
+        **{f"mHC, {name}": (mhc, name, None) for name in BEHAVIOURS},
+        "mHC, best constant": (mhc, best_constant(rl), None),
+        "mHC, RL gates": (mhc, f"policy:{rl / 'policy'}", None),
     }
     results = []
-    for position, (checkpoint, gates) in enumerate(columns.values()):
+    for position, (checkpoint, gates, words) in enumerate(columns.values()):
         out = runs / f"evals-{position}"
-        evaluate(checkpoint, gates, out, arguments.limit)
+        evaluate(checkpoint, gates, words, out, arguments.limit)
         results.append(out / "results.json")
     answers = ask_served_model(mhc, rl / "policy")
 
     print_routing(mhc)
-    print(
-        f"\nOne question, two gate vectors, one server (checkpoint {answers['checkpoint'][:12]}):"
-    )
-    print(f"  {answers['question']}")
-    for gates, (text, logprob) in answers["texts"].items():
-        print(f"  gates {gates}: {text!r}, log-probability {logprob:.4f}")
+    print(f"\nOne server, checkpoint {answers['checkpoint'][:12]}:")
+    for question, texts in answers["questions"].items():
+        print(f"  {question}")
+        for gates, text in texts.items():
+            print(f"    gates {gates}: {text!r}")
     print(flush=True)
-    command("evals.compare", *map(str, results), "--labels", *columns)
-    command("evals.report", str(runs), "--out", str(runs / "report"))
+    cost = str(yaml.safe_load((rl / "config.yaml").read_text(encoding="utf-8"))["token_cost"])
+    labels = ("--labels", *columns, "--token-cost", cost)
+    command("evals.compare", *map(str, results), *labels)
+    command("evals.report", str(runs), "--out", str(runs / "report"), "--token-cost", cost)
     print(f"\nResults are in {runs}:")
     for path in sorted(p for p in runs.iterdir() if p.is_dir()):
         print(f"  {path}")
@@ -82,12 +95,24 @@ def train(which: str, runs: Path) -> None:
     )
 
 
-def evaluate(checkpoint: Path, gates: str, out: Path, limit: int) -> None:
+def evaluate(checkpoint: Path, gates: str, words: str | None, out: Path, limit: int) -> None:
     command(
         "evals",
         *("--checkpoint", str(checkpoint), "--gates", gates, "--tasks", "gsm8k", "bpb"),
-        *("--data", DATA, "--limit", str(limit), "--out", str(out)),
+        *("--data", DATA, "--limit", str(limit), "--out", str(out), "--max-tokens", "64"),
+        *(() if words is None else ("--words", words)),
     )
+
+
+def best_constant(rl: Path) -> str:
+    """The fixed gates with the most reward on training problems, as `--gates` takes them."""
+    summary = json.loads((rl / "sweep.json").read_text(encoding="utf-8"))["summary"]
+    fixed = {
+        label: entry["reward"]
+        for label, entry in summary.items()
+        if label.startswith("g=") or label in BEHAVIOURS
+    }
+    return max(fixed, key=fixed.__getitem__).removeprefix("g=")
 
 
 def command(module: str, *arguments: str) -> None:
@@ -119,15 +144,17 @@ def ask_served_model(checkpoint: Path, policy: Path) -> dict:
 
 
 def ask(base: str) -> dict:
-    question = "Tom has 7 apples. Anna gives Tom 5 more. How many apples does Tom have now?"
-    prompt = f"Question: {question}\nAnswer:"
-    answers = {"question": question, "texts": {}}
-    for gates in (0, 1, "policy"):
-        body = {"prompt": prompt, "max_tokens": 48, "temperature": 0, "gates": gates, "logprobs": 0}
-        reply = post(f"{base}/v1/completions", body)
-        choice = reply["choices"][0]
-        answers["checkpoint"] = reply["checkpoint"]
-        answers["texts"][gates] = (choice["text"], sum(choice["logprobs"]["token_logprobs"]))
+    easy = "Tom has 7 apples. Anna gives Tom 5 more. How many apples does Tom have now?"
+    hard = load_problems("builtin:2", "test", 1)[0].question
+    answers: dict = {"questions": {}}
+    for question in (easy, hard):
+        prompt = f"Question: {question}\nAnswer:"
+        texts = answers["questions"].setdefault(question, {})
+        for gates in (*BEHAVIOURS, "policy"):
+            body = {"prompt": prompt, "max_tokens": 64, "temperature": 0, "gates": gates}
+            reply = post(f"{base}/v1/completions", body)
+            answers["checkpoint"] = reply["checkpoint"]
+            texts[gates] = reply["choices"][0]["text"]
     try:
         post(f"{base}/v1/completions", {"prompt": prompt, "gates": 1.1})
     except urllib.error.HTTPError as error:

@@ -8,7 +8,7 @@ from typing import Any
 import hypothesis
 import pytest
 import torch
-from ray_head import RayHead
+from ray_head import ROOT, RayHead, on_shared_cluster
 from ray_head import ray_head as start_ray_head
 from torch import Tensor
 from vllm_engines import vllm_engines
@@ -26,14 +26,17 @@ torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several processes (make test): a module stays in one of them, and so do all tests on the
-    shared cluster. What waits for clusters begins first."""
-    for item in items:
-        shared = "ray_head" in getattr(item, "fixturenames", ())
-        name = "ray_head" if shared else item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group(name))
-    alone = {item.path for item in items if item.get_closest_marker("ray")}
-    items.sort(key=lambda item: (item.path not in alone, "ray_head" not in item.fixturenames))
+    """What waits for clusters comes first: the other process of `make test` has work meanwhile."""
+    clusters = {item.path for item in items if item.get_closest_marker("ray")}
+    shared = {path for path in clusters if on_shared_cluster(path.relative_to(ROOT).as_posix())}
+    items.sort(key=lambda item: (item.path not in shared, item.path not in clusters))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from two_processes import FileScheduling
+
+    return FileScheduling(config, log)
 
 
 def pytest_runtest_logfinish() -> None:

@@ -17,12 +17,14 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 from mhc_model.settings import RaySettings
 
 BIN = Path(sys.executable).parent
+ROOT = Path(__file__).resolve().parent.parent
 
 
 class RayHead(NamedTuple):
@@ -37,6 +39,13 @@ class RayHead(NamedTuple):
     address: str
     jobs: str
     environment: dict[str, str]
+
+
+@cache
+def on_shared_cluster(path: str) -> bool:
+    """Whether a file of tests, named from the root, uses this cluster."""
+    text = (ROOT / path).read_text(encoding="utf-8")
+    return any(name in text for name in ("ray_head", "ray_cluster"))
 
 
 def free_ports(count: int) -> list[int]:

@@ -6,7 +6,7 @@ rl or serve.
 
 Each of these imports only what stands before it:
 
-    config.py    what a run is: `TrainConfig`
+    config/      what a run is: `TrainConfig`
     data/        documents -> the sequences of a step
     records/     what a run leaves in its directory
     loop/        sequences -> weights, in one worker; it knows nothing of Ray

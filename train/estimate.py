@@ -37,6 +37,7 @@ class Estimate:
             chunk with their gradient.
         tflops: of all workers together at `expected_mfu`; None where the device is not known.
         device: what that is about.
+        behaviours: what rows are trained under, in words; empty without.
     """
 
     description: str
@@ -46,6 +47,7 @@ class Estimate:
     activation_bytes: int
     tflops: float | None
     device: str
+    behaviours: str = ""
 
     @property
     def flops(self) -> int:
@@ -71,6 +73,7 @@ class Estimate:
             f"memory of a worker: {state + activations:.2f} GiB = {state:.2f} for weights, "
             f"gradients and optimizer + {activations:.2f} for activations",
             time,
+            *([self.behaviours] if self.behaviours else []),
         ]
 
 
@@ -93,6 +96,7 @@ def estimate(config: TrainConfig) -> Estimate:
         activation_bytes=_activation_bytes(config, model_config),
         tflops=tflops,
         device=device,
+        behaviours=_behaviours(config, model_config),
     )
 
 
@@ -107,6 +111,28 @@ def _model_config(config: TrainConfig) -> ModelConfig:
     elif data.tokenizer == "train":
         known = {"vocab_size": data.vocab_size}
     return config.model.model_copy(update=known)
+
+
+def _behaviours(config: TrainConfig, model: ModelConfig) -> str:
+    """Ranges, and shares of the rows where they are known before these are read."""
+    known = {**model.behaviours, **config.behaviours}
+    data = config.data
+    shares: dict[str, float] = {}
+    if data.shards is not None:
+        tokens = ShardedTokens(data.shards)
+        documents = sum(entry.documents for entry in tokens.manifest.train)
+        shares = {str(group): rows / documents for group, rows, _ in tokens.groups}
+    elif data.builtin_behaviours and not data.files:
+        shares = dict.fromkeys(data.builtin_behaviours, 1 / len(data.builtin_behaviours))
+    if data.style_words:
+        names = data.builtin_behaviours or known
+        return "behaviours as words: " + (", ".join(names) or "those of the rows")
+    words = []
+    for name, behaviour in known.items():
+        ranges = ", ".join(f"{low:g} to {high:g}" for low, high in behaviour.ranges)
+        share = f", {shares[name]:.1%} of the rows" if name in shares else ""
+        words.append(f"{name} (gates {ranges}{share})")
+    return f"behaviours: {', '.join(words)}" if words else ""
 
 
 def _tflops(config: TrainConfig) -> tuple[float | None, str]:

@@ -15,12 +15,19 @@ import ray.train.torch
 import yaml
 
 from mhc_model.checkpoint import find_checkpoint, read_model_config
-from mhc_model.config import ModelConfig
+from mhc_model.config import Behaviour, ModelConfig, check_behaviours
 from mhc_model.errors import ConfigError, MHCError
 from mhc_model.files import locked_directory
 from mhc_model.settings import check_same_settings, to_yaml, validate_settings
 from train.config import FREE_ON_RESUME, TrainConfig
-from train.data import AnswerCorpus, Corpus, left_out, prepare_answers, prepare_corpus
+from train.data import (
+    AnswerCorpus,
+    Corpus,
+    check_groups,
+    left_out,
+    prepare_answers,
+    prepare_corpus,
+)
 from train.loop import check_samples, make_batches
 from train.records import RunDirectory, find_resume, import_tracker
 from train.worker import failure_file, train_worker
@@ -58,11 +65,10 @@ def launch(config: TrainConfig, ray_arguments: Mapping[str, Any]) -> None:
             raised it, or if workers failed more often than workers.max_failures.
     """
     config = with_start(config)
-    if config.loss_on == "answers":
-        corpus: Corpus = prepare_answers(config.data)
-    else:
-        corpus = prepare_corpus(config.data)
+    prepare = prepare_answers if config.loss_on == "answers" else prepare_corpus
+    corpus: Corpus = prepare(config.data, known_behaviours(config))
     config = with_vocabulary(config, corpus.tokenizer.vocab_size)
+    config = with_behaviours(config, corpus)
     _check_start(config, corpus)
     run = RunDirectory(config.storage, config.name)
     with only_driver(run):
@@ -100,6 +106,11 @@ def _train(
         f"{corpus.tokenizer.vocab_size} token ids",
         flush=True,
     )
+    for group, rows, _ in corpus.groups:
+        if isinstance(group, str):
+            print(f"behaviour {group}: {rows / corpus.documents:.1%} of the training rows")
+    if numbers := sum(rows for group, rows, _ in corpus.groups if not isinstance(group, str)):
+        print(f"gates of their own: {numbers / corpus.documents:.1%} of the training rows")
     found = find_resume(run)
     if found is not None and found.step >= config.steps:
         print(f"run {config.name} is complete at step {found.step}: {run.location}", flush=True)
@@ -161,7 +172,9 @@ def with_start(config: TrainConfig) -> TrainConfig:
     if config.init_from is None:
         return config
     model = read_model_config(find_checkpoint(config.init_from))
-    if config.model not in (ModelConfig(), model):
+    # What a run resolved has its further behaviours there.
+    given = config.model.model_copy(update={"behaviours": model.behaviours})
+    if given not in (ModelConfig().model_copy(update={"behaviours": model.behaviours}), model):
         raise ConfigError("init_from brings its own model: leave out the fields of model")
     if config.context > model.max_seq_len:
         raise ConfigError(
@@ -189,6 +202,58 @@ def with_vocabulary(config: TrainConfig, vocab_size: int) -> TrainConfig:
         )
     model = config.model.model_copy(update={"vocab_size": vocab_size})
     return config.model_copy(update={"model": model})
+
+
+def known_behaviours(config: TrainConfig) -> dict[str, Behaviour]:
+    """Those of the model, with those of the configuration added or in their place.
+
+    Raises:
+        ConfigError: if the model of `init_from` cannot have them.
+    """
+    known = {**config.model.behaviours, **config.behaviours}
+    if config.init_from is not None and config.model.mhc is None and known:
+        if config.data.style_words:
+            return known
+        raise ConfigError(
+            f"behaviours are {', '.join(known)}, but {config.init_from} is plain (mhc: null) and "
+            f"has no gates: convert it first, or set data.style_words"
+        )
+    try:
+        check_behaviours(known, config.model.n_layers)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    return known
+
+
+def with_behaviours(config: TrainConfig, corpus: Corpus) -> TrainConfig:
+    """The configuration whose model knows what its rows are trained under, and what share has it.
+
+    Those of `init_from` stay; where the configuration gives other gates, they count.
+
+    Raises:
+        ConfigError: if the model cannot have these behaviours.
+        DataError: if a row has an unknown one, or gates that do not fit the model.
+    """
+    known = known_behaviours(config)
+    if not config.data.style_words:
+        rows = {group: rows for group, rows, _ in corpus.groups}
+        for name, behaviour in known.items():
+            before = config.model.behaviours.get(name)
+            measured = name in rows or before is None
+            share = rows.get(name, 0) / corpus.documents if measured else before.share
+            known[name] = behaviour.model_copy(update={"share": share})
+            if before is not None and before.gates != behaviour.gates:
+                print(
+                    f"behaviour {name} has gates {before.gates} in the model; those of the "
+                    f"configuration replace them: {behaviour.gates}",
+                    flush=True,
+                )
+            if not share:
+                print(f"behaviour {name} is declared, but no training row has it", flush=True)
+        model = config.model.model_copy(update={"behaviours": known})
+        config = config.model_copy(update={"model": model})
+    check_groups(corpus.groups, config.model)
+    return config
 
 
 def check_same_run(run: RunDirectory, config: TrainConfig, corpus: Corpus) -> None:

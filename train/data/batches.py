@@ -4,13 +4,16 @@ The tokens are cut into blocks of `context` inputs, each with the token that fol
 visits every block once, in an order drawn from (seed, epoch). Step s takes the next `batch` blocks
 of the endless sequence of epochs, whatever the number of workers. The order is a permutation that
 is computed place by place, so that a corpus of any size needs no table of it.
+
+All tokens of a block are of one group (`train.data.groups`), for gates belong to whole sequences.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -18,10 +21,38 @@ import torch
 from torch import Tensor
 
 from mhc_model.errors import DataError
+from train.data.groups import NO_GROUP
 from train.data.shards import ShardedTokens
 
 ROUNDS = 6
-Tokens = np.ndarray | ShardedTokens
+
+
+@dataclass(frozen=True)
+class GroupedTokens:
+    """Tokens in memory where rows have groups, with the face of `ShardedTokens`: a shard a group.
+
+    Attributes:
+        shards: (count,) unsigned integers each.
+        shard_groups: (shards,) int64 group of each, -1 of none.
+    """
+
+    shards: tuple[np.ndarray, ...]
+    shard_groups: np.ndarray
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """(shards,) int64 tokens of each."""
+        return np.array(list(map(len, self.shards)), dtype=np.int64)
+
+    def __len__(self) -> int:
+        return int(self.lengths.sum())
+
+    def read(self, shard: int, start: int, count: int) -> np.ndarray:
+        """(count,) tokens of a shard from `start`."""
+        return self.shards[shard][start : start + count]
+
+
+Tokens = np.ndarray | GroupedTokens | ShardedTokens
 
 
 class Batches:
@@ -31,7 +62,7 @@ class Batches:
         """Cuts the tokens; no block crosses from one shard to the next.
 
         Args:
-            tokens: (count,) unsigned integers, or shards of them.
+            tokens: (count,) unsigned integers of no group, or shards of them.
             context: tokens of a sequence.
             batch: sequences of a step, all workers together.
             seed: of the order.
@@ -42,7 +73,10 @@ class Batches:
         self.tokens = tokens
         self.context = context
         self.batch = batch
-        lengths = tokens.lengths if isinstance(tokens, ShardedTokens) else np.array([len(tokens)])
+        if isinstance(tokens, np.ndarray):
+            lengths, self._groups = np.array([len(tokens)]), np.array([NO_GROUP])
+        else:
+            lengths, self._groups = tokens.lengths, tokens.shard_groups
         # Block b is of the first shard whose end is beyond b.
         self._ends = np.cumsum(np.maximum(lengths - 1, 0) // context)
         self._starts = np.concatenate([[0], self._ends[:-1]])
@@ -86,10 +120,19 @@ class Batches:
         tensor = torch.from_numpy(rows)
         return tensor[:, :-1], tensor[:, 1:]
 
+    def groups(self, step: int, start: int, stop: int) -> Tensor:
+        """Groups of the same sequences, (b,) int64: places in the corpus's, -1 of none."""
+        ids = self.block_ids(step, start, stop)
+        return torch.from_numpy(self._groups[np.searchsorted(self._ends, ids, side="right")])
+
+    def count_sequences(self, group: int) -> int:
+        """How many an epoch has of a group."""
+        return int((self._ends - self._starts)[self._groups == group].sum())
+
     def _read(self, shard: int, start: int, count: int) -> np.ndarray:
-        if isinstance(self.tokens, ShardedTokens):
-            return self.tokens.read(shard, start, count)
-        return self.tokens[start : start + count]
+        if isinstance(self.tokens, np.ndarray):
+            return self.tokens[start : start + count]
+        return self.tokens.read(shard, start, count)
 
 
 def permute(places: np.ndarray, size: int, keys: np.ndarray) -> np.ndarray:

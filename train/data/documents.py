@@ -1,7 +1,7 @@
 """Documents out of files: text cut at blank lines, rows with text or with question and answer.
 
-A file that is not compressed can be read in ranges of bytes, by several processes at once: a range
-begins where the one before it ends, whoever asks.
+A row may say under which gates it is learned. A file that is not compressed can be read in ranges
+of bytes, by several processes at once: a range begins where the one before it ends, whoever asks.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ import hashlib
 import json
 import zlib
 from collections.abc import Iterator
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, NamedTuple, cast
 
-from evals.problems import Problem
+from evals.problems import Problem, with_words
 from evals.tasks import document
 from mhc_model.errors import DataError
+from train.data.groups import Group, Words, describe_group, row_group, split_words
 
 # A text file is cut at blank lines into documents of at least this size. Several contexts long, so
 # that little is lost, and short enough that a share of one book can be held out.
@@ -26,6 +27,26 @@ LONGEST_TEXT_DOCUMENT = 131_072
 LINE_BYTES = 65_536
 # How far a range looks for its beginning.
 SEARCH_BYTES = 1 << 20
+
+
+class Document(NamedTuple):
+    """What a model reads of one row, or one piece of a text.
+
+    Attributes:
+        text: as it is learned.
+        group: the gates that it is learned under.
+        question: of a row with a group, or with words in its place; None of others.
+        position: first byte of its row in the file, where that has rows.
+    """
+
+    text: str
+    group: Group | None = None
+    question: str | None = None
+    position: int = 0
+
+    def is_held_out(self, share: float, seed: int = 0) -> bool:
+        """As the function of this name; a question is on one side, however it is answered."""
+        return is_held_out(self.text if self.question is None else self.question, share, seed)
 
 
 def is_held_out(text: str, share: float, seed: int = 0) -> bool:
@@ -53,8 +74,12 @@ def file_kind(path: str) -> str:
 
 
 def read_documents(
-    path: str, start: int = 0, stop: int | None = None, column: str = "text"
-) -> Iterator[str]:
+    path: str,
+    start: int = 0,
+    stop: int | None = None,
+    column: str = "text",
+    words: Words = None,
+) -> Iterator[Document]:
     """Documents of a text or JSON-lines file, plain or .gz, in constant memory.
 
     Args:
@@ -62,6 +87,7 @@ def read_documents(
         start: first byte; the documents begin with the first that starts at it or later.
         stop: where the next range begins; None reads to the end. A .gz file has one range.
         column: key of a row's text; rows without it need question and answer.
+        words: behaviours that are written behind questions.
 
     Raises:
         DataError: naming the file, the line and what is wrong; or if a whole file is empty.
@@ -70,10 +96,12 @@ def read_documents(
     find = line_start if rows else paragraph_start
     first, last = find(path, start), None if stop is None else find(path, stop)
     count = 0
-    documents = _read_rows(path, first, last, column) if rows else _read_text(path, first, last)
-    for text in documents:
+    documents = (
+        _read_rows(path, first, last, column, words) if rows else _read_text(path, first, last)
+    )
+    for found in documents:
         count += 1
-        yield text
+        yield found
     if count == 0 and start == 0 and stop is None:
         raise DataError(f"{path} is empty")
 
@@ -130,7 +158,7 @@ def _read_lines(path: str, start: int, stop: int | None, limit: int) -> Iterator
         raise DataError(f"{path} cannot be read: {error}") from None
 
 
-def _read_text(path: str, start: int, stop: int | None) -> Iterator[str]:
+def _read_text(path: str, start: int, stop: int | None) -> Iterator[Document]:
     decoder = codecs.getincrementaldecoder("utf-8")()
     parts: list[str] = []
     size = 0
@@ -142,27 +170,33 @@ def _read_text(path: str, start: int, stop: int | None) -> Iterator[str]:
             if size >= TEXT_DOCUMENT_CHARACTERS and (
                 not text.strip() or size >= LONGEST_TEXT_DOCUMENT
             ):
-                yield "".join(parts)
+                yield Document("".join(parts))
                 parts, size = [], 0
         parts.append(decoder.decode(b"", final=True))
     except UnicodeDecodeError as error:
         raise DataError(f"{path} cannot be read: {error}") from None
     rest = "".join(parts)
     if rest.strip():
-        yield rest
+        yield Document(rest)
 
 
-def _read_rows(path: str, start: int, stop: int | None, column: str) -> Iterator[str]:
+def _read_rows(
+    path: str, start: int, stop: int | None, column: str, words: Words
+) -> Iterator[Document]:
     for position, line in _read_lines(path, start, stop, -1):
         if line.strip():
             try:
-                yield _parse_row(line, column)
+                yield _parse_row(line, column, words)._replace(position=position)
             except DataError as error:
-                number = 1 + sum(1 for _ in _read_lines(path, 0, position, -1))
-                raise DataError(f"{path} line {number} {error}") from None
+                raise DataError(f"{line_at(path, position)} {error}") from None
 
 
-def _parse_row(line: bytes, column: str) -> str:
+def line_at(path: str, position: int) -> str:
+    """'FILE line N' of the line that starts at a byte; reads what is before it."""
+    return f"{path} line {1 + sum(1 for _ in _read_lines(path, 0, position, -1))}"
+
+
+def _parse_row(line: bytes, column: str, words: Words) -> Document:
     shown = repr(line[:80].decode("utf-8", "replace").rstrip("\n"))
     try:
         row = json.loads(line)
@@ -170,21 +204,34 @@ def _parse_row(line: bytes, column: str) -> str:
         raise DataError(f"is not JSON ({error.msg}): {shown}") from None
     except UnicodeDecodeError as error:
         raise DataError(f"is not UTF-8 ({error.reason}): {shown}") from None
-    text = row_text(row, column)
-    if text is None:
+    found = row_document(row, column, words)
+    if found is None:
         raise DataError(
             f"has neither {column!r} nor 'question' and 'answer' as texts that are not empty: "
             f"{shown}"
         )
-    return text
+    return found
 
 
-def row_text(row: Any, column: str = "text") -> str | None:
-    """The document that a row is; None if it has no text in `column`, or in question and answer."""
+def row_document(row: Any, column: str = "text", words: Words = None) -> Document | None:
+    """The document that a row is; None if it has no text in `column`, or in question and answer.
+
+    Raises:
+        DataError: what is wrong with its behaviour or gates, to be read after 'FILE line N'.
+    """
     values = [row.get(key) for key in (column, "question", "answer")] if type(row) is dict else []
     match values:
         case [str(text), _, _] if text.strip():
-            return text
+            group = row_group(row)
+            if words is not None and isinstance(group, str):
+                raise DataError(
+                    f"has {describe_group(group)} and {column!r}: there is no question to write "
+                    f"words behind; allowed: 'question' and 'answer', or no behaviour"
+                )
+            return Document(text, group)
         case [_, str(question), str(answer)] if question.strip() and answer.strip():
-            return document(Problem("", question, answer))
+            group = row_group(row)
+            own = None if group is None else question
+            spoken, group = split_words(group, words)
+            return Document(document(with_words(Problem("", question, answer), spoken)), group, own)
     return None

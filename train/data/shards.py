@@ -5,6 +5,7 @@
     token_bytes.npy       (vocab_size,) uint16 UTF-8 bytes of each token, 0 for special tokens
     train-00000.bin       tokens, little-endian uint16 or uint32, one document after another
     validation-00000.bin  the same of held-out documents
+    train-00000-1.bin     rows of the same part that have gates of their own: a shard for each group
 
 Shards are read at positions (pread), not mapped: the page cache serves both alike, but a file that
 is truncated under a run then gives an error with its name where a mapping kills the process, and
@@ -14,97 +15,36 @@ resident memory stays what it is however much has been read.
 from __future__ import annotations
 
 import hashlib
-import io
-import json
 import os
 import tempfile
 from collections import OrderedDict
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow
 import pyarrow.fs
-from pydantic import Field
 
-from mhc_model.errors import ConfigError, DataError
+from mhc_model.errors import DataError
 from mhc_model.files import locked_directory
-from mhc_model.settings import Settings, validate_settings
 from mhc_model.tokenizer import Tokenizer
-
-FORMAT = 1
-MANIFEST, BEGUN, BYTE_TABLE, TOKENIZER = (
-    "manifest.json",
-    "plan.json",
-    "token_bytes.npy",
-    "tokenizer",
+from train.data.groups import NO_GROUP, Group, RowGroup
+from train.data.manifest import (
+    BEGUN,
+    BYTE_TABLE,
+    MANIFEST,
+    TOKENIZER,
+    ShardEntry,
+    byte_table,
+    open_directory,
+    parse_manifest,
+    tokenizer_sha256,
 )
+
 OPEN_FILES = 128
 CHUNK = 1 << 20
-
-
-class ShardEntry(Settings):
-    """One file of tokens."""
-
-    file: str = Field(pattern=r"^[a-z]+-\d+\.bin$", description="name in the directory")
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="of the file")
-    tokens: int = Field(ge=1, description="tokens, separators included")
-    documents: int = Field(ge=1, description="documents")
-    bytes: int = Field(ge=0, description="UTF-8 bytes of the documents")
-
-
-class Manifest(Settings):
-    """manifest.json."""
-
-    format: Literal[1] = Field(description="version of the layout")
-    dtype: Literal["uint16", "uint32"] = Field(description="of the tokens, little-endian")
-    vocab_size: int = Field(ge=1, description="of the tokenizer")
-    tokenizer_sha256: str = Field(description="of the tokenizer; see `tokenizer_sha256`")
-    byte_table_sha256: str = Field(description="of token_bytes.npy")
-    skipped: int = Field(ge=0, description="rows of the sources that had no text")
-    settings: dict[str, Any] = Field(description="what was prepared, and how")
-    train: tuple[ShardEntry, ...] = Field(description="training shards, in order")
-    validation: tuple[ShardEntry, ...] = Field(description="shards of held-out documents, in order")
-
-
-def open_directory(location: str) -> tuple[pyarrow.fs.FileSystem, str]:
-    """The file system of an absolute directory or a URI, and the path in it.
-
-    Raises:
-        ConfigError: if there is no file system for the URI.
-    """
-    try:
-        filesystem, path = pyarrow.fs.FileSystem.from_uri(location)
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        raise ConfigError(f"{location!r} cannot be used: {error}") from None
-    return filesystem, path.rstrip("/")
-
-
-def tokenizer_sha256(tokenizer: Tokenizer) -> str:
-    """Hash of what decides the ids of a text: rules, special tokens, bytes of every token."""
-    digest = hashlib.sha256(tokenizer.rules.encode())
-    special = json.dumps([tokenizer.bos_id, tokenizer.eos_ids, dict(tokenizer.special_tokens)])
-    digest.update(special.encode() + b"\0")
-    for token in range(tokenizer.vocab_size):
-        content = tokenizer.token_bytes(token)
-        digest.update(b"%d:" % len(content) + content)
-    return digest.hexdigest()
-
-
-def byte_table(tokenizer: Tokenizer) -> bytes:
-    """Content of token_bytes.npy.
-
-    Raises:
-        DataError: if a token is longer than uint16 can say.
-    """
-    lengths = tokenizer.token_byte_lengths().numpy()
-    if lengths.max() >= 2**16:
-        raise DataError(f"a token of {lengths.max()} bytes does not fit the byte table")
-    stream = io.BytesIO()
-    np.save(stream, lengths.astype("<u2"))
-    return stream.getvalue()
 
 
 class ShardedTokens:
@@ -114,6 +54,8 @@ class ShardedTokens:
         manifest: as read.
         sha256: of manifest.json, and so of every shard.
         lengths: (shards,) int64 tokens of each training shard.
+        groups: of the rows, in the order of their first rows.
+        shard_groups: (shards,) int64 group of each training shard, -1 of none.
     """
 
     def __init__(
@@ -141,9 +83,14 @@ class ShardedTokens:
         self.is_local = isinstance(self.filesystem, pyarrow.fs.LocalFileSystem)
         content = self._read_manifest()
         self.sha256 = hashlib.sha256(content).hexdigest()
-        self.manifest = _parse_manifest(content, f"{location}/{MANIFEST}")
+        self.manifest = parse_manifest(content, f"{location}/{MANIFEST}")
         self.dtype = np.dtype(self.manifest.dtype).newbyteorder("<")
         self.lengths = np.array([entry.tokens for entry in self.manifest.train], dtype=np.int64)
+        self.groups = self._find_groups()
+        self._numbers = {found.group: number for number, found in enumerate(self.groups)}
+        self.shard_groups = np.array(
+            [self._number(entry) for entry in self.manifest.train], dtype=np.int64
+        )
         self._files: OrderedDict[int, int] = OrderedDict()  # shard -> file descriptor, newest last
         self._check_sizes()
 
@@ -212,19 +159,44 @@ class ShardedTokens:
         Raises:
             DataError: naming the shard that cannot be read or has other content.
         """
+        texts: list[str] = []
+        for entry, own in self._chosen(limit):
+            content = self._read(entry.file)
+            self._check_hash(entry, hashlib.sha256(content).hexdigest())
+            tokens = np.frombuffer(content, self.dtype)
+            texts += _decode(tokens, tokenizer, own, f"{self.location}/{entry.file}")
+        return tuple(texts)
+
+    def validation_groups(self, limit: int) -> tuple[int, ...]:
+        """Group of each of `validation_texts`, -1 of none; nothing where no row has a group."""
+        if not self.groups:
+            return ()
+        return tuple(self._number(entry) for entry, own in self._chosen(limit) for _ in own)
+
+    def _chosen(self, limit: int) -> Iterator[tuple[ShardEntry, list[int]]]:
+        """Shards of held-out documents with the numbers of those that are evaluated."""
         count = sum(entry.documents for entry in self.manifest.validation)
         wanted = range(count) if count <= limit else [i * count // limit for i in range(limit)]
-        texts: list[str] = []
         first = 0
         for entry in self.manifest.validation:
             own = [index - first for index in wanted if 0 <= index - first < entry.documents]
             first += entry.documents
             if own:
-                content = self._read(entry.file)
-                self._check_hash(entry, hashlib.sha256(content).hexdigest())
-                tokens = np.frombuffer(content, self.dtype)
-                texts += _decode(tokens, tokenizer, own, f"{self.location}/{entry.file}")
-        return tuple(texts)
+                yield entry, own
+
+    def _find_groups(self) -> tuple[RowGroup, ...]:
+        rows: dict[Group, int] = {found.group: 0 for found in self.manifest.groups}
+        for entry in self.manifest.train:
+            if entry.group is not None:
+                rows[entry.group] += entry.documents
+        where = {found.group: found.first for found in self.manifest.groups}
+        return tuple(
+            RowGroup(group, count, f"{where[group]} (now shards in {self.location})")
+            for group, count in rows.items()
+        )
+
+    def _number(self, entry: ShardEntry) -> int:
+        return NO_GROUP if entry.group is None else self._numbers[entry.group]
 
     @cached_property
     def directory(self) -> Path:
@@ -317,13 +289,6 @@ class ShardedTokens:
                 f"shard {self.location}/{entry.file} is corrupt: its sha256 is {found[:16]}..., "
                 f"the manifest says {entry.sha256[:16]}...; restore it, or prepare the corpus again"
             )
-
-
-def _parse_manifest(content: bytes, name: str) -> Manifest:
-    try:
-        return validate_settings(Manifest, json.loads(content), name)
-    except (ConfigError, ValueError) as error:
-        raise DataError(f"{name} is malformed: {error}") from None
 
 
 def _decode(

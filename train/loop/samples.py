@@ -30,18 +30,28 @@ def check_samples(config: SamplesConfig, tokenizer: Tokenizer, context: int) -> 
 def write_samples(
     decoder: Decoder, tokenizer: Tokenizer, config: SamplesConfig
 ) -> list[dict[str, str]]:
-    """The greedy continuation of every prompt under the learned gates, as `prompt` and `text`."""
+    """The greedy continuation of every prompt: `prompt` and `text`.
+
+    All of them under the learned gates, then under those of every behaviour, which is `behaviour`.
+    """
     training = decoder.training
+    names = [None, *decoder.config.behaviours]
+    asked = [(name, text) for name in names for text in config.prompts]
     try:
         engine = Engine(
-            decoder, tokenizer, max_batch=len(config.prompts), prefix_cache_bytes=0
+            decoder, tokenizer, max_batch=len(asked), prefix_cache_bytes=0
         )  # which puts the model into eval mode
         sampling = SamplingParams(max_tokens=config.max_tokens)
-        rows = tokenizer.encode_batch(list(config.prompts), bos=True)
-        completions = engine.generate([Request(row, sampling=sampling) for row in rows])
+        rows = tokenizer.encode_batch([text for _, text in asked], bos=True)
+        completions = engine.generate(
+            [
+                Request(row, gates=name, sampling=sampling)
+                for (name, _), row in zip(asked, rows, strict=True)
+            ]
+        )
     finally:
         decoder.train(training)
     return [
-        {"prompt": text, "text": completion.text or ""}
-        for text, completion in zip(config.prompts, completions, strict=True)
+        {"prompt": text, "text": completion.text or "", **({"behaviour": name} if name else {})}
+        for (name, text), completion in zip(asked, completions, strict=True)
     ]

@@ -16,11 +16,18 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mhc_model.checkpoint import load_checkpoint
 from mhc_model.decoder import Decoder
-from mhc_model.errors import MHCError
+from mhc_model.errors import DataError, MHCError
 from train.config import TrainConfig
-from train.data import AnswerBatches, AnswerCorpus, Batches, Corpus, ReadAhead
+from train.data import (
+    AnswerBatches,
+    AnswerCorpus,
+    Batches,
+    Corpus,
+    ReadAhead,
+    describe_group,
+)
 from train.loop.hardware import device_peak_tflops, peak_memory
-from train.loop.objective import GateNoise, Objective, draw_gate_noise, noise_width
+from train.loop.objective import GateNoise, GroupGates, Objective, draw_gate_noise, noise_width
 from train.loop.optimizer import Optimizers, freeze_all_but_mhc
 from train.loop.process_group import ProcessGroup
 from train.loop.samples import write_samples
@@ -45,12 +52,21 @@ def make_batches(config: TrainConfig, corpus: Corpus) -> Batches | AnswerBatches
     """The sequences of every step.
 
     Raises:
-        DataError: if the corpus is smaller than one step.
+        DataError: if the corpus is smaller than one step, or the rows of a group fill no sequence.
     """
     sizes = (config.context, config.batch_sequences, config.seed)
     if isinstance(corpus, AnswerCorpus):
-        return AnswerBatches(corpus.training, *sizes, corpus.tokenizer.eos_id)
-    return Batches(corpus.tokens, *sizes)
+        batches = AnswerBatches(corpus.training, *sizes, corpus.tokenizer.eos_id)
+    else:
+        batches = Batches(corpus.tokens, *sizes)
+    for number, (group, rows, first) in enumerate(corpus.groups):
+        if rows and not batches.count_sequences(number):
+            raise DataError(
+                f"the {rows} training rows with {describe_group(group)} (the first: {first}) fill "
+                f"not one sequence of {config.context} tokens, and share none with others; give "
+                f"more of them, or another sequence_length"
+            )
+    return batches
 
 
 class Trainer:
@@ -75,10 +91,9 @@ class Trainer:
             freeze_all_but_mhc(self.decoder)
         self.optimizers = Optimizers(self.decoder, config.optimizer)
         self.batches = make_batches(config, corpus)
-        if isinstance(corpus, AnswerCorpus):
-            self.validation: Validation = AnswerValidation(corpus, group, config.context)
-        else:
-            self.validation = Validation(corpus.validation, corpus.tokenizer, group, config.context)
+        self.group_gates = GroupGates(corpus.groups, config.model) if corpus.groups else None
+        kind = AnswerValidation if isinstance(corpus, AnswerCorpus) else Validation
+        self.validation = kind(corpus, group, config.context, self.group_gates)
         own = config.batch_sequences // group.size
         self.ahead = ReadAhead(
             self.batches,
@@ -101,7 +116,9 @@ class Trainer:
         """The model at step 0, in float32."""
         if self.config.init_from is None:
             return Decoder(self.config.model, seed=self.config.seed)
-        return load_checkpoint(self.config.init_from, dtype=torch.float32).model.train()
+        decoder = load_checkpoint(self.config.init_from, dtype=torch.float32).model.train()
+        decoder.config = self.config.model  # which may have further behaviours
+        return decoder
 
     def resume(self) -> None:
         """Goes to the newest whole checkpoint, if the run has one, and removes what lies beyond."""
@@ -245,18 +262,23 @@ class Trainer:
                 self.run.delete_step(step)
 
     def _gate_noise(self, step: int) -> GateNoise | None:
-        """Noise of all sequences of the step; each worker takes its rows."""
+        """Gates of all sequences of the step; each worker takes its rows."""
         config = self.config
-        if config.model.mhc is None or config.gate_noise_share == 0.0:
-            return None
-        return draw_gate_noise(
-            config.seed,
-            step,
-            config.batch_sequences,
-            config.model.n_gates,
-            config.gate_noise_share,
-            noise_width(step, config.steps, config.gate_noise_ramp),
-        )
+        noise = None
+        if config.model.mhc is not None and config.gate_noise_share > 0.0:
+            noise = draw_gate_noise(
+                config.seed,
+                step,
+                config.batch_sequences,
+                config.model.n_gates,
+                config.gate_noise_share,
+                noise_width(step, config.steps, config.gate_noise_ramp),
+            )
+        if self.group_gates is None:
+            return noise
+        groups = self.batches.groups(step, 0, config.batch_sequences)
+        gates = self.group_gates.draw(config.seed, step, groups)
+        return self.group_gates.over(noise, gates, groups)
 
     def _no_sync(self) -> AbstractContextManager[None]:
         if isinstance(self.model, DistributedDataParallel):

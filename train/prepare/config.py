@@ -38,6 +38,11 @@ class PrepareConfig(Settings):
         None, description="commit, tag or branch of a data set on the hub; none is the newest"
     )
     text_column: str = Field("text", description="column or key of a row's text")
+    style_words: bool = Field(
+        False,
+        description="write the behaviour of a row as words behind its question, instead of making "
+        "shards of its own for it: for plain models, which have no gates",
+    )
     out: str = Field(
         description="directory of the shards, or a URI such as s3://bucket/shards that all "
         "machines can write"
@@ -129,7 +134,10 @@ class PrepareConfig(Settings):
 
     def deciding(self) -> dict[str, Any]:
         """The fields that decide the content of the shards, as JSON values."""
-        return self.model_dump(mode="json", exclude={"out", "tasks", "ray"})
+        values = self.model_dump(mode="json", exclude={"out", "tasks", "ray"})
+        if not self.style_words:  # as in the directories of before it was a field
+            del values["style_words"]
+        return values
 
 
 def _is_hub_name(source: str) -> bool:

@@ -37,13 +37,13 @@ from train.data import (
     Manifest,
     byte_table,
     choose_tokenizer,
-    is_held_out,
+    describe_group,
     open_directory,
     tokenizer_sha256,
 )
 from train.prepare.config import PrepareConfig
 from train.prepare.part import PARTS, SPLITS, Job, write_file
-from train.prepare.sources import CorpusSource, Part, open_source
+from train.prepare.sources import CorpusSource, Part, locate, open_source
 
 Execute = Callable[[Job, Mapping[int, Part]], Iterator[tuple[int, dict[str, Any]]]]
 """execute(job, parts) does job.write_part for every part, by number, and yields the records as they
@@ -115,7 +115,7 @@ def _prepare(
         dtype = "uint16" if tokenizer.vocab_size <= 2**16 else "uint32"
         job = Job(source, tokenizer, dtype, config.out)
         records = _write_parts(job, parts, execute, filesystem, base)
-        manifest = _make_manifest(job, begun, records)
+        manifest = _make_manifest(job, begun, parts, records)
         write_file(filesystem, f"{base}/{BYTE_TABLE}", byte_table(tokenizer))
         write_file(filesystem, f"{base}/{MANIFEST}", _to_json(manifest))
     _clean_up(filesystem, base)
@@ -144,12 +144,12 @@ def _sample(source: CorpusSource, parts: Sequence[Part]) -> Iterator[str]:
     config = source.config
     total = 0
     for number, part in enumerate(parts, start=1):
-        for text in source.documents(part):
+        for document in source.documents(part):
             if total * len(parts) >= config.tokenizer_bytes * number:
                 break
-            if text and not is_held_out(text, config.validation_share, config.seed):
-                total += len(text.encode("utf-8", "surrogatepass"))
-                yield text
+            if document and not document.is_held_out(config.validation_share, config.seed):
+                total += len(document.text.encode("utf-8", "surrogatepass"))
+                yield document.text
 
 
 def _save_tokenizer(tokenizer: Tokenizer, filesystem: pyarrow.fs.FileSystem, base: str) -> None:
@@ -204,17 +204,26 @@ def _finished(job: Job, filesystem: pyarrow.fs.FileSystem, base: str) -> dict[in
         if name is None:
             continue
         record = _read_json(filesystem, info.path)
-        entries = [record[split] for split in SPLITS if record and split in record]
+        entries = [entry for split in SPLITS for entry in _entries(record or {}, split)]
         infos = filesystem.get_file_info([f"{base}/{entry['file']}" for entry in entries])
         if all(i.size == e["tokens"] * itemsize for i, e in zip(infos, entries, strict=True)):
             records[int(name[1])] = record
     return records
 
 
+def _entries(record: Mapping[str, Any], split: str) -> list[dict[str, Any]]:
+    """Shards of a part; records of before there were several of a split have the one itself."""
+    entries = record.get(split, [])
+    return entries if isinstance(entries, list) else [entries]
+
+
 def _make_manifest(
-    job: Job, begun: Mapping[str, Any], records: Sequence[Mapping[str, Any]]
+    job: Job,
+    begun: Mapping[str, Any],
+    parts: Sequence[Part],
+    records: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
-    entries = {split: [r[split] for r in records if split in r] for split in SPLITS}
+    entries = {split: [e for r in records for e in _entries(r, split)] for split in SPLITS}
     if not all(entries.values()):
         counts = {split: sum(e["documents"] for e in entries[split]) for split in SPLITS}
         raise DataError(
@@ -230,8 +239,22 @@ def _make_manifest(
         "byte_table_sha256": hashlib.sha256(byte_table(job.tokenizer)).hexdigest(),
         "skipped": sum(record["skipped"] for record in records),
         "settings": {**begun["settings"], "revision": begun["revision"]},
+        **_first_rows(parts, records),
         **entries,
     }
+
+
+def _first_rows(
+    parts: Sequence[Part], records: Sequence[Mapping[str, Any]]
+) -> dict[str, list[dict[str, Any]]]:
+    """Where every group has its first row; nothing where no row has a group."""
+    first: dict[str, dict[str, Any]] = {}
+    for part, record in zip(parts, records, strict=True):
+        for group, piece, position in record.get("groups", ()):
+            if str(group) not in first:
+                where = locate(part[piece], position)
+                first[str(group)] = {"group": group, "first": where}
+    return {"groups": list(first.values())} if first else {}
 
 
 def _clean_up(filesystem: pyarrow.fs.FileSystem, base: str) -> None:
@@ -254,8 +277,8 @@ class _Progress:
     def add(self, record: Mapping[str, Any]) -> None:
         self._finished += 1
         for split in SPLITS:
-            self._tokens += record.get(split, {}).get("tokens", 0)
-            self._bytes += record.get(split, {}).get("bytes", 0)
+            self._tokens += sum(entry["tokens"] for entry in _entries(record, split))
+            self._bytes += sum(entry["bytes"] for entry in _entries(record, split))
         now = time.monotonic()
         if now - self._reported < REPORT_EVERY and self._finished < self._parts:
             return
@@ -278,6 +301,9 @@ def _say_what_is_there(location: str, manifest: Manifest) -> None:
             f"{sum(e.bytes for e in entries):,} bytes, in {len(entries)} shards",
             flush=True,
         )
+    for found in manifest.groups:
+        rows = sum(entry.documents for entry in manifest.train if entry.group == found.group)
+        print(f"{describe_group(found.group)}: {rows:,} training documents", flush=True)
     if manifest.skipped:
         print(f"{manifest.skipped:,} rows had no text and were skipped", flush=True)
     print(f"complete: {location}; train on it with --data.shards {location}", flush=True)

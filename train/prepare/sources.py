@@ -12,7 +12,7 @@ import pyarrow
 import pyarrow.parquet
 
 from mhc_model.errors import DataError
-from train.data import file_kind, read_documents, row_text
+from train.data import KEYS, Document, Words, file_kind, line_at, read_documents, row_document
 from train.prepare.config import PrepareConfig
 
 # A .gz file holds about so many times its size of text; only small ones share a part.
@@ -71,29 +71,34 @@ class CorpusSource:
             parts = list(_group(pieces, size))
         return parts[: self.config.max_parts]
 
-    def documents(self, part: Iterable[Piece]) -> Iterator[str | None]:
+    def documents(self, part: Iterable[Piece]) -> Iterator[Document | None]:
         """The documents of a part in their order; None for a row without text.
 
         Raises:
             DataError: naming the file or data set and what is wrong.
         """
         column = self.config.text_column
+        words: Words = () if self.config.style_words else None
         for piece in part:
             if piece.unit == "bytes":
-                yield from read_documents(piece.path, piece.start, piece.stop, column)
-            elif piece.unit == "row groups":
-                for row in _parquet_rows(piece, column):
-                    yield _text_of(row, column, piece.path)
-            else:
-                for row in self._data_set_rows(piece):
-                    yield _text_of(row, column, piece.path)
+                yield from read_documents(piece.path, piece.start, piece.stop, column, words)
+                continue
+            parquet = piece.unit == "row groups"
+            rows = _parquet_rows(piece, column) if parquet else self._data_set_rows(piece)
+            for number, row in enumerate(rows):
+                _check_columns(row, column, piece.path)
+                try:
+                    found = row_document(dict(row), column, words)
+                except DataError as error:
+                    raise DataError(f"{locate(piece, number)} {error}") from None
+                yield None if found is None else found._replace(position=number)
 
     def _parts_of_data_set(self) -> list[Part]:
         # Its shards are of about one size, and small: row groups, where the files have them.
         name, count = self.config.source[0], self.data_set.num_shards
         size = 0
-        for text in self.documents([Piece(name, "shards", 0, 1)]):
-            size += len(text or "")
+        for found in self.documents([Piece(name, "shards", 0, 1)]):
+            size += 0 if found is None else len(found.text)
             if size >= self.config.part_bytes:
                 break
         each = max(1, self.config.part_bytes // max(size, 1))
@@ -150,6 +155,18 @@ def open_source(config: PrepareConfig, revision: str | None = None) -> CorpusSou
     return CorpusSource(config, commit and commit[1], data_set, {})
 
 
+def locate(piece: Piece, position: int) -> str:
+    """Where a document of a piece is, for a person: file and line, or file and row."""
+    if piece.unit == "bytes":
+        return line_at(piece.path, position)
+    if piece.unit == "shards":
+        return f"data set {piece.path!r} row {position + 1} from its shard {piece.start}"
+    with _open_parquet(piece.path) as file:
+        groups = range(piece.start)
+        before = sum(file.metadata.row_group(group).num_rows for group in groups)
+    return f"{piece.path} row {before + position + 1}"
+
+
 def _pieces(path: str, size: int) -> Iterator[tuple[Piece, int]]:
     """Ranges of a file and about how many bytes of text each holds."""
     if file_kind(path) == "parquet":
@@ -201,7 +218,11 @@ def _open_parquet(path: str) -> pyarrow.parquet.ParquetFile:
 
 def _parquet_rows(piece: Piece, column: str) -> Iterator[Mapping[str, Any]]:
     with _open_parquet(piece.path) as file:
-        names = _columns(file.schema_arrow.names, column, piece.path)
+        there = file.schema_arrow.names
+        names = [
+            *_columns(there, column, piece.path),
+            *(key for key in KEYS if key in there and key != column),
+        ]
         groups = range(piece.start, file.num_row_groups if piece.stop is None else piece.stop)
         try:
             for batch in file.iter_batches(PARQUET_ROWS, groups, names, use_threads=False):
@@ -222,9 +243,7 @@ def _columns(names: Sequence[str], column: str, where: str) -> list[str]:
     )
 
 
-def _text_of(row: Mapping[str, Any], column: str, where: str) -> str | None:
-    """The document of a row of columns; None if it is empty."""
+def _check_columns(row: Mapping[str, Any], column: str, where: str) -> None:
     for name in _columns(list(row), column, where):
         if row[name] is not None and not isinstance(row[name], str):
             raise DataError(f"column {name!r} of {where} holds {type(row[name]).__name__}, no text")
-    return row_text(dict(row), column)

@@ -82,12 +82,22 @@ def flatten(row: dict[str, Any]) -> tuple[dict[str, float], dict[str, str]]:
     scalars, texts = {}, {}
     for name, value in row.items():
         if name == "samples":
-            texts = {f"samples/{i}": s["prompt"] + s["text"] for i, s in enumerate(value)}
+            texts = _sample_texts(value)
         elif isinstance(value, list):  # one number per sublayer
             scalars |= {f"{name}/{index:03d}": number for index, number in enumerate(value)}
         elif name != "step":
             scalars[f"{'train' if name in STEP_METRICS else 'validation'}/{name}"] = value
     return scalars, texts
+
+
+def _sample_texts(samples: Sequence[dict[str, str]]) -> dict[str, str]:
+    """By the number of the prompt, and the behaviour that it was continued under, if any."""
+    prompts = sum("behaviour" not in sample for sample in samples)
+    texts = {}
+    for number, sample in enumerate(samples):
+        under = f"/{sample['behaviour']}" if "behaviour" in sample else ""
+        texts[f"samples/{number % prompts}{under}"] = sample["prompt"] + sample["text"]
+    return texts
 
 
 def read_rows(run: RunDirectory) -> list[dict[str, Any]]:
@@ -169,6 +179,9 @@ class Progress:
             f"{self._position(row['step'])} | held-out loss {row['val_loss']:.4f} | "
             f"bits per byte {row['val_bpb']:.4f}"
         )
+        for name, value in row.items():
+            if name.startswith("val_loss."):
+                line += f" | {name.removeprefix('val_loss.')} {value:.4f}"
         if "gates" in row:
             line += (
                 f" | g=0 {row['val_loss_gate_0']:.4f} | g=1 {row['val_loss_gate_1']:.4f} | "
@@ -178,7 +191,9 @@ class Progress:
         return line
 
     def sample_line(self, row: dict[str, Any], sample: dict[str, str]) -> str:
-        return f"{self._position(row['step'])} | {sample['prompt']!r} -> {sample['text']!r}"
+        under = f"{sample['behaviour']} | " if "behaviour" in sample else ""
+        position = self._position(row["step"])
+        return f"{position} | {under}{sample['prompt']!r} -> {sample['text']!r}"
 
     def _position(self, step: int) -> str:
         return f"step {step:0{len(str(self.last_step))}d}/{self.last_step}"

@@ -5,8 +5,12 @@ import json
 
 import pytest
 
-from train.data import read_documents
+from train import data
 from train.data.documents import LONGEST_TEXT_DOCUMENT
+
+
+def read_documents(*arguments: object) -> list[str]:
+    return [found.text for found in data.read_documents(*arguments)]
 
 
 def test_text_and_rows_plain_and_gzip(tmp_path):
@@ -16,16 +20,16 @@ def test_text_and_rows_plain_and_gzip(tmp_path):
     with gzip.open(tmp_path / "rows.jsonl.gz", "wt") as file:
         file.write(content)
     expected = ["one", "Question: 1+1?\nAnswer: 2\n#### 2"]
-    assert list(read_documents(str(tmp_path / "rows.jsonl"))) == expected
-    assert list(read_documents(str(tmp_path / "rows.jsonl.gz"))) == expected
+    assert read_documents(str(tmp_path / "rows.jsonl")) == expected
+    assert read_documents(str(tmp_path / "rows.jsonl.gz")) == expected
     text = "".join(f"Line {i} of a long book.\n" + "\n" * (i % 5 == 0) for i in range(2000))
     (tmp_path / "book.txt").write_text(text)
     with gzip.open(tmp_path / "book.txt.gz", "wt") as file:
         file.write(text)
-    parts = list(read_documents(str(tmp_path / "book.txt")))
+    parts = read_documents(str(tmp_path / "book.txt"))
     assert "".join(parts) == text
     assert len(parts) > 3
-    assert list(read_documents(str(tmp_path / "book.txt.gz"))) == parts
+    assert read_documents(str(tmp_path / "book.txt.gz")) == parts
 
 
 @pytest.mark.parametrize("paragraphs", [True, False])
@@ -57,7 +61,7 @@ def test_text_without_blank_lines_or_line_ends_is_cut_too(tmp_path):
     path = tmp_path / "endless.txt"
     for content in ("größer " * 100_000, "größer Ж\n" * 80_000):
         path.write_text(content, encoding="utf-8")
-        texts = list(read_documents(str(path)))
+        texts = read_documents(str(path))
         assert "".join(texts) == content
         assert max(map(len, texts)) < 2 * LONGEST_TEXT_DOCUMENT
         size = path.stat().st_size

@@ -24,10 +24,7 @@ def test_validation_equals_bits_per_byte_of_each_gate(finished_once, tiny_corpus
 
 
 def test_shares_of_the_workers_cover_the_held_out_documents(tiny_corpus):
-    parts = [
-        Validation(tiny_corpus.validation, tiny_corpus.tokenizer, ProcessGroup(rank, 3), 32)
-        for rank in range(3)
-    ]
+    parts = [Validation(tiny_corpus, ProcessGroup(rank, 3), 32) for rank in range(3)]
     assert sorted(text for part in parts for text in part.own) == sorted(tiny_corpus.validation)
     assert sum(part.own_bytes for part in parts) == parts[0].all_bytes
 

@@ -13,9 +13,9 @@ import torch.multiprocessing
 from torch.multiprocessing.spawn import ProcessExitedException
 
 from train.config import TrainConfig
-from train.data import Corpus
+from train.data import Corpus, prepare_corpus
 from train.loop import ProcessGroup, Trainer, make_deterministic
-from train.records import RunDirectory, step_name
+from train.records import RunDirectory, read_rows, step_name
 
 STEPS, KILLED_AFTER = 16, 9
 
@@ -83,3 +83,25 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
     config = killed.model_copy(update=changes)
     train(config, tiny_corpus, size)
     assert losses(config) == pytest.approx(losses(finished_once.config), abs=tolerance)
+
+
+def test_behaviours_are_the_same_for_any_number_of_processes(make_config, persist_in):
+    # Here: the processes import this module, and need no Ray.
+    from train.launch import with_behaviours, with_vocabulary
+
+    data = {"builtin_levels": [1], "builtin_count": 80, "validation_documents": 8}
+    data |= {"vocab_size": 300, "builtin_behaviours": ["direct", "worked"]}
+    behaviours = {"direct": {"gates": [0.0, 0.3]}, "worked": {"gates": [[0.7, 1.0]] * 4}}
+    config = make_config(name="alone", behaviours=behaviours, data=data, steps=6)
+    corpus = prepare_corpus(config.data, config.behaviours)
+    config = with_behaviours(with_vocabulary(config, corpus.tokenizer.vocab_size), corpus)
+    run = RunDirectory(config.storage, config.name)
+    Trainer(config, corpus, run, ProcessGroup()).fit(persist_in(run))
+    shared = config.model_copy(update={"name": "shared", "device_batch": config.device_batch // 2})
+    train(shared, corpus, size=2)
+    assert losses(shared) == pytest.approx(losses(config), abs=1e-4)
+    last, expected = (
+        read_rows(RunDirectory(config.storage, name))[-1] for name in ("shared", "alone")
+    )
+    for name in ("val_loss", "val_loss.direct", "val_loss.worked", "val_bpb_gate_0"):
+        assert last[name] == pytest.approx(expected[name], abs=1e-4)

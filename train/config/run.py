@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from mhc_model.config import ModelConfig
+from mhc_model.config import Behaviour, ModelConfig, check_behaviours
 from mhc_model.settings import RaySettings, Settings
+from train.config.data import DataConfig, absolute
+from train.config.parts import OptimizerConfig, SamplesConfig, TrackersConfig, WorkersConfig
 
 # Of an attention head, where `depth` sets the sizes.
 HEAD_CHANNELS = 128
@@ -39,162 +40,6 @@ FREE_ON_RESUME = (
     "data.shards_cache",
     "data.verify_shards",
 )
-
-
-def _absolute(path: str | None) -> str | None:
-    """Workers have other working directories; a URI stays as it is."""
-    if path is None or "://" in path:
-        return path
-    return os.path.abspath(os.path.expanduser(path))
-
-
-class DataConfig(Settings):
-    """What the model is trained on, what is held out, and the vocabulary."""
-
-    shards: str | None = Field(
-        None,
-        description="instead of files: a directory that `python -m train.prepare` wrote, made "
-        "absolute, or its URI; it brings training tokens, held-out documents and tokenizer",
-    )
-    shards_cache: str | None = Field(
-        None,
-        description="directory on each machine's own disk for copies of shards that a URI names; "
-        "none is one in the directory for temporary files",
-    )
-    verify_shards: bool = Field(
-        True,
-        description="compare the sha256 of every shard at the start of a run; sizes always are",
-    )
-    files: tuple[str, ...] = Field(
-        (),
-        description="training files, plain or .gz: *.jsonl holds rows with text, or with question "
-        "and answer; everything else is plain text",
-    )
-    validation_files: tuple[str, ...] = Field(
-        (), description="held-out files of the same kinds; none holds out validation_share instead"
-    )
-    validation_share: float = Field(
-        0.01,
-        ge=0.0,
-        le=0.5,
-        description="share of the documents of `files` that is held out where there are no "
-        "validation_files",
-    )
-    validation_documents: int = Field(
-        200, ge=1, description="held-out documents that are evaluated, at most, per kind of source"
-    )
-    builtin_levels: tuple[int, ...] = Field(
-        (), description="levels of the built-in problems to train on; their test split is held out"
-    )
-    builtin_count: int = Field(20_000, ge=1, description="built-in problems, all levels together")
-    tokenizer: str = Field(
-        "train",
-        description="'train' (byte-level BPE on the training documents; with shards, theirs), "
-        "'gpt2' (downloaded), a .tiktoken file, or a directory with a saved tokenizer such as a "
-        "checkpoint",
-    )
-    vocab_size: int = Field(
-        512, ge=257, description="ids wanted of a trained tokenizer; little text may give fewer"
-    )
-
-    @field_validator("shards", "shards_cache")
-    @classmethod
-    def _make_absolute(cls, path: str | None) -> str | None:
-        return _absolute(path)
-
-    @model_validator(mode="after")
-    def _check_sources(self) -> DataConfig:
-        if self.shards is not None:
-            others = [
-                name
-                for name in ("files", "validation_files", "builtin_levels")
-                if getattr(self, name)
-            ]
-            if others:
-                flags = " ".join(f"--data.{name.replace('_', '-')}" for name in others)
-                raise ValueError(
-                    f"shards are given beside {' and '.join(others)}: give one or the other; "
-                    f"{flags} with nothing behind clears the others"
-                )
-            return self
-        if not self.files and not self.builtin_levels:
-            raise ValueError("no data: give shards, files, or builtin_levels such as [1]")
-        if self.files and not self.validation_files and self.validation_share == 0.0:
-            raise ValueError(
-                "nothing is held out of files: give validation_files or a validation_share above 0"
-            )
-        return self
-
-
-class OptimizerConfig(Settings):
-    """Learning rates by kind of parameter; warmup and warmdown multiply all of them."""
-
-    hidden: Literal["muon", "adamw"] = Field(
-        "muon", description="optimizer of the matrices of attention and mlp; the rest has AdamW"
-    )
-    lr: float = Field(
-        0.01,
-        gt=0.0,
-        description="learning rate of those matrices; Muon's update is scaled to the size of "
-        "AdamW's (arXiv:2502.16982)",
-    )
-    embedding_lr: float = Field(
-        0.02, gt=0.0, description="learning rate of token and position embedding"
-    )
-    head_lr: float = Field(0.004, gt=0.0, description="learning rate of the output head")
-    norm_lr: float = Field(
-        0.01,
-        gt=0.0,
-        description="learning rate of norms and biases, where the model has them; they have no "
-        "weight decay",
-    )
-    mhc_lr: float = Field(
-        0.01,
-        gt=0.0,
-        description="learning rate of hyper-connections, stream embedding and gates; they have no "
-        "weight decay",
-    )
-    weight_decay: float = Field(
-        0.0, ge=0.0, description="decoupled weight decay of the matrices of attention and mlp"
-    )
-    momentum: float = Field(0.95, ge=0.0, lt=1.0, description="Muon's momentum")
-    beta1: float = Field(0.9, ge=0.0, lt=1.0, description="AdamW's decay of the first moment")
-    beta2: float = Field(0.95, ge=0.0, lt=1.0, description="AdamW's decay of the second moment")
-    eps: float = Field(1e-10, gt=0.0, description="AdamW's epsilon")
-    gradient_clip: float | None = Field(
-        1.0, gt=0.0, description="largest norm of the whole gradient; none does not clip"
-    )
-
-
-class WorkersConfig(Settings):
-    """The Ray Train workers: one process of data-parallel training each."""
-
-    num_workers: int = Field(2, ge=1, description="processes; a GPU each with use_gpu")
-    use_gpu: bool = Field(False, description="train on GPUs with NCCL; otherwise on CPUs with gloo")
-    cpus_per_worker: float = Field(
-        1.0, gt=0.0, description="logical CPUs that each worker reserves"
-    )
-    threads_per_worker: int = Field(1, ge=1, description="torch threads of each worker")
-    max_failures: int = Field(
-        3, ge=0, description="times that dead workers are replaced from the last checkpoint"
-    )
-
-
-class SamplesConfig(Settings):
-    """Texts that the model continues at every validation, for a person to read."""
-
-    prompts: tuple[str, ...] = Field((), description="beginnings of texts; none writes nothing")
-    max_tokens: int = Field(32, ge=1, description="tokens that follow each, chosen greedily")
-
-
-class TrackersConfig(Settings):
-    """Services that get the metrics beside metrics.jsonl and TensorBoard, which always do."""
-
-    wandb: bool = Field(False, description="Weights & Biases; needs the extra 'wandb'")
-    mlflow: bool = Field(
-        False, description="MLflow at MLFLOW_TRACKING_URI; needs the extra 'mlflow'"
-    )
-    project: str = Field("mhc-gates", description="project (W&B) or experiment (MLflow)")
 
 
 class TrainConfig(Settings):
@@ -261,6 +106,11 @@ class TrainConfig(Settings):
         le=1.0,
         description="share of the steps over which the random gates widen from the learned ones "
         "to all of [0, 1]; 0 starts with all of it",
+    )
+    behaviours: dict[str, Behaviour] = Field(
+        {},
+        description="by name, ranges of gates that rows with `behaviour: NAME` are trained under; "
+        "the model keeps them, each with its share of the rows",
     )
     loss_chunk: int = Field(
         4096,
@@ -344,7 +194,7 @@ class TrainConfig(Settings):
     @field_validator("storage", "init_from")
     @classmethod
     def _make_absolute(cls, path: str | None) -> str | None:
-        return _absolute(path)
+        return absolute(path)
 
     @model_validator(mode="after")
     def _check_batch(self) -> TrainConfig:
@@ -366,6 +216,31 @@ class TrainConfig(Settings):
             raise ValueError(f"trained is {self.trained!r}; it needs a model in init_from")
         if self.init_from is not None and self.depth is not None:
             raise ValueError(f"depth is {self.depth}; init_from brings its own model")
+        return self
+
+    @model_validator(mode="after")
+    def _check_gates(self) -> TrainConfig:
+        """What can be checked without the model of `init_from` and without the rows."""
+        if self.init_from is not None:
+            return self
+        check_behaviours(self.behaviours, self.model.n_layers)
+        names = self.data.builtin_behaviours
+        if self.data.style_words:
+            return self
+        if self.model.mhc is None and (self.behaviours or names):
+            field = "behaviours" if self.behaviours else "data.builtin_behaviours"
+            raise ValueError(
+                f"{field} has {', '.join(self.behaviours or names)}, but the model is plain (mhc: "
+                f"null) and has no gates; data.style_words: true writes names of behaviours as "
+                f"words behind the questions"
+            )
+        known = {**self.model.behaviours, **self.behaviours}
+        for name in names:
+            if name not in known:
+                raise ValueError(
+                    f"data.builtin_behaviours has {name!r}; the names in behaviours are "
+                    f"{', '.join(known) or 'none'}"
+                )
         return self
 
     @property
