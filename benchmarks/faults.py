@@ -217,7 +217,7 @@ def start(
     """`python -m rl` on two replicas, with small iterations."""
     sockets = directory / "ray"  # Ray's socket paths must be short; so is the directory's
     command = [
-        *(sys.executable, "-m", "rl", "--config", "configs/demo_rl.yaml", "--name", name),
+        *(sys.executable, "-m", "rl", "--config", "tests/data/rl_tiny.yaml", "--name", name),
         *("--checkpoint", str(options.checkpoint), "--storage", str(directory)),
         *("--envs", str(ITERATION), "--rollouts", str(ITERATION), "--ppo.minibatch", "32"),
         *("--iterations", str(iterations), "--checkpoint-every", "2"),

@@ -126,6 +126,8 @@ def build_trainer(config_file: Path, directory: Path) -> Trainer:
     values = load_settings(TrainConfig, config_file).model_dump()
     values["storage"] = str(directory / "runs")
     values["workers"]["num_workers"] = 1
+    # Shards of texts: every token is learned, and no row has a behaviour.
+    values |= {"loss_on": "all", "behaviours": {}}
     values["data"] = {"shards": str(directory / "shards"), "validation_documents": 1}
     config = validate_settings(TrainConfig, values, str(config_file))
     corpus = prepare_corpus(config.data)

@@ -8,7 +8,7 @@ from pathlib import Path
 def arguments_for(checkpoint: Path, storage: Path, ray_directory: str, engine: str) -> list[str]:
     return [
         *("--pool.engine", engine),
-        *("--config", "configs/demo_rl.yaml", "--name", "tiny", "--storage", str(storage)),
+        *("--config", "tests/data/rl_tiny.yaml", "--name", "tiny", "--storage", str(storage)),
         *("--checkpoint", str(checkpoint), "--envs", "8", "--rollouts", "16"),
         *("--ppo.minibatch", "8", "--max-tokens", "40", "--sweep-problems", "8"),
         *("--problems", "20", "--checkpoint-every", "1", "--pool.replicas", "1"),

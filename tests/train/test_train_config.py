@@ -42,6 +42,9 @@ def test_pairs_differ_only_in_what_a_plain_model_has_not(plain, mhc):
         for key in ("name", "device_batch", "gate_noise_share"):
             del config[key]
         del config["model"]["mhc"], config["optimizer"]["mhc_lr"]
+    # What gates say to one model, words say to the other.
+    assert before["data"].pop("style_words") == bool(before["behaviours"])
+    assert not after["data"].pop("style_words")
     assert before == after
 
 
