@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -175,7 +176,9 @@ def tuning_section(document: Document, runs: Runs) -> None:
     rewards = [row["reward"] for row in tuning.rows if "reward" in row]
     document.paragraph(
         f"{len(rollouts):,} rollouts in {len(rewards)} iterations ({tuning.path.name}); mean "
-        f"reward {rewards[0]:.3f} in the first and {rewards[-1]:.3f} in the last."
+        f"reward {rewards[0]:.3f} in the first and {rewards[-1]:.3f} in the last"
+        f"{_ends(tuning.rows, 'accuracy', 'accuracy', 3)}"
+        f"{_ends(tuning.rows, 'tokens', 'tokens per answer', 1)}."
     )
     chosen = _chosen_gates(runs)
     learned = runs.evaluation(LEARNED_GATES)
@@ -187,6 +190,12 @@ def tuning_section(document: Document, runs: Runs) -> None:
         rollouts = np.stack([rollouts[:, 0], np.array(answers)[:, 0]], axis=1)
         names = ["prompt", "answer"]
     document.picture(gate_against_accuracy(rollouts, solved, names, what=what))
+
+
+def _ends(rows: Sequence[dict[str, Any]], name: str, words: str, digits: int) -> str:
+    """A mean of rollouts in the first and the last iteration; nothing where it was not measured."""
+    values = [row[name] for row in rows if name in row]
+    return f", {words} {values[0]:.{digits}f} and {values[-1]:.{digits}f}" if values else ""
 
 
 def _chosen_gates(runs: Runs) -> np.ndarray | None:

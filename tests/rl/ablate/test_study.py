@@ -10,7 +10,7 @@ import torch
 
 from mhc_model import ConfigError, Engine, GateError
 from mhc_model.config import Behaviour
-from rl.ablate import AblateConfig, HeldOut, Study
+from rl.ablate import AblateConfig, Findings, HeldOut, Study, write_report
 from rl.ablate.held_out import evaluate
 from rl.ablate.study import constants
 from rl.pool import LocalPool
@@ -143,6 +143,11 @@ def test_gates_of_prompt_and_answer_go_through_every_arm(named_checkpoint, tmp_p
     assert set(found) == {"prompt", "answer"}, "as a request takes them"
     rows = [json.loads(line) for line in study.rollouts(study.arms()[-2]).open()]
     assert all(len(row["gates"]) == len(row["answer_gates"]) == 4 for row in rows)
+    report = write_report(Findings(study, list(results.values())))
+    assert "pictures/gates-cem-prompt_and_answer.png" in report.read_text()
+    saved = json.loads((study.directory / "results.json").read_text())
+    cem = next(run for run in saved["runs"] if run["arm"] == "cem:prompt_and_answer")
+    assert len(cem["gate_mean"]) == len(cem["answer_gate_mean"]) == 4
 
 
 def test_held_out_answers_are_asked_also_where_the_likelihood_is_rewarded(
