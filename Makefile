@@ -4,6 +4,7 @@
 #   PYTHON=python3.12   the interpreter that makes .venv (3.11 or later)
 #   TORCH='torch==2.11.0'   another torch; TORCH= keeps the one that the environment has
 #   VENV=/path/to/env   an environment of yours
+#   DATA=DIR   directory with hellaswag/ and arc_easy/ for the demo instead of its excerpts
 #   EXTRAS=eval,gguf   optional parts instead of the developer's (pyproject.toml lists them)
 #
 # `make vllm-test` has an environment of its own, since vLLM pins torch (docs/vllm.md):
@@ -37,7 +38,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 demo: $(STAMP)
-	$(BIN)/python examples/demo.py
+	$(BIN)/python examples/demo.py $(if $(strip $(DATA)),--data '$(DATA)')
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --no-loadscope-reorder

@@ -70,10 +70,12 @@ def read_inputs(settings: EvalSettings) -> Inputs:
         inputs.shots = {task: _shots(settings, source, N_SHOT[task]) for task in generative}
     for task in settings.tasks:
         if task in CHOICE_TASKS:
-            source = _source(settings.data, task, CHOICE_ROWS[task].hub)
+            data = settings.data if settings.choice_data is None else settings.choice_data
+            source = _source(data, task, CHOICE_ROWS[task].hub)
             if source.startswith(BUILTIN):
                 raise ConfigError(
-                    f"{task} has no built-in problems; give --data DIR with {task}/, or --data hub"
+                    f"{task} has no built-in problems; give --data DIR with {task}/ or --data hub, "
+                    f"or --choice-data beside the data of gsm8k"
                 )
             choices = load_choices(task, source, settings.limit)
             inputs.choices[task] = choices.problems

@@ -31,8 +31,10 @@ from mhc_model.checkpoint import load_checkpoint
 from mhc_model.engine import Engine
 from mhc_model.errors import CheckpointError
 
-# Settings that change how fast samples come, or where they go, but not what they are.
+# Settings that change how fast samples come, or where they go, but not what they are. The plans say
+# which problems choice_data gave.
 FREE = {"out", "max_batch", "replicas", "ray", "device", "latency", "against", "checkpoint"}
+FREE |= {"choice_data"}
 
 
 def run(settings: EvalSettings) -> dict[str, Any]:

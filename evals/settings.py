@@ -65,6 +65,11 @@ class EvalSettings(Settings):
         description="problems: a directory with gsm8k/, hellaswag/ and arc_easy/, JSON lines of "
         "one task (a file or directory), builtin:LEVEL, hub, or a name on the hub",
     )
+    choice_data: str | None = Field(
+        None,
+        description="problems of hellaswag and arc_easy, where data has those of gsm8k: a "
+        "directory, file or hub; none is data",
+    )
     limit: int | None = Field(None, ge=1, description="the first N problems; none takes all")
     seed: int = Field(0, ge=0, description="of the built-in problems")
     words: str | None = Field(

@@ -5,7 +5,7 @@ and with its work. The mHC model learns which by its gates (behaviours), the pla
 the question. Then PPO learns which answer a problem is worth, where every token costs; held-out
 problems compare all of it, and the served model answers an easy and a hard one.
 
-    make demo            # or: python examples/demo.py [--runs DIR] [--limit N]
+    make demo            # or: python examples/demo.py [--runs DIR] [--limit N] [--data DIR]
 """
 
 from __future__ import annotations
@@ -37,8 +37,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Runs the whole chain on the built-in problems.")
     parser.add_argument("--runs", default=str(ROOT / "runs" / "demo"), help="directory of results")
     parser.add_argument("--limit", type=int, default=400, help="held-out problems to evaluate")
+    parser.add_argument(
+        "--data",
+        default=str(ROOT / "examples" / "data"),
+        help="directory with hellaswag/ and arc_easy/, by default 50 problems of each",
+    )
     arguments = parser.parse_args()
-    runs = Path(arguments.runs).resolve()
+    runs, data = Path(arguments.runs).resolve(), str(Path(arguments.data).resolve())
     if runs.exists():
         print(f"removing the results of an earlier demo in {runs}", flush=True)
         shutil.rmtree(runs)
@@ -57,16 +62,18 @@ def main() -> None:
         *("--checkpoint", str(mhc)),
     )
     columns = {
-        **{f"baseline ({name})": (baseline, "learned", name) for name in BEHAVIOURS},
+        **{f"baseline ({name})": (baseline, "learned", name) for name in reversed(BEHAVIOURS)},
         "mHC, learned gates": (mhc, "learned", None),
         **{f"mHC, {name}": (mhc, name, None) for name in BEHAVIOURS},
         "mHC, best constant": (mhc, best_constant(rl), None),
         "mHC, RL gates": (mhc, f"policy:{rl / 'policy'}", None),
     }
     results = []
-    for position, (checkpoint, gates, words) in enumerate(columns.values()):
+    whole = {f"baseline ({BEHAVIOURS[-1]})", "mHC, learned gates", "mHC, RL gates"}
+    for position, (label, (checkpoint, gates, words)) in enumerate(columns.items()):
         out = runs / f"evals-{position}"
-        evaluate(checkpoint, gates, words, out, arguments.limit)
+        others = others_of_plan(data) if label in whole else ()
+        evaluate(checkpoint, gates, words, out, arguments.limit, others)
         results.append(out / "results.json")
     answers = ask_served_model(mhc, rl / "policy")
 
@@ -95,13 +102,25 @@ def train(which: str, runs: Path) -> None:
     )
 
 
-def evaluate(checkpoint: Path, gates: str, words: str | None, out: Path, limit: int) -> None:
+def evaluate(
+    checkpoint: Path, gates: str, words: str | None, out: Path, limit: int, others: tuple[str, ...]
+) -> None:
     command(
         "evals",
-        *("--checkpoint", str(checkpoint), "--gates", gates, "--tasks", "gsm8k", "bpb"),
+        *("--checkpoint", str(checkpoint), "--gates", gates),
         *("--data", DATA, "--limit", str(limit), "--out", str(out), "--max-tokens", "64"),
+        *("--max-batch", "128"),
         *(() if words is None else ("--words", words)),
+        *("--tasks", "gsm8k", "bpb", *others),
     )
+
+
+def others_of_plan(data: str) -> tuple[str, ...]:
+    """Tasks that the report's three models are compared by, as `python -m evals` takes them."""
+    latency = {"batches": "8", "prompt-tokens": "64", "new-tokens": "32", "repeats": "5"}
+    options = [part for name, value in latency.items() for part in (f"--latency.{name}", value)]
+    tasks = ("gsm8k_8shot", "hellaswag", "arc_easy", "latency", "memory")
+    return (*tasks, "--choice-data", data, *options)
 
 
 def best_constant(rl: Path) -> str:

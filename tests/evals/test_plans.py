@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 
 import pytest
 
@@ -40,3 +41,24 @@ def test_shots_of_a_single_file_have_to_be_named(checkpoints, tmp_path, capsys):
     assert "--shots-data" in capsys.readouterr().err
     assert main([*line, "--shots-data", str(file)]) == 2
     assert "has 1 worked examples; 8 are needed" in capsys.readouterr().err
+
+
+def test_multiple_choice_may_lie_elsewhere(evaluate, tmp_path):
+    rows = tmp_path / "data" / "arc_easy"
+    rows.mkdir(parents=True)
+    row = {
+        "id": "a",
+        "question": "2 + 2?",
+        "choices": {"text": ["4", "5"], "label": ["A", "B"]},
+        "answerKey": "A",
+    }
+    (rows / "test.jsonl").write_text(json.dumps(row) + "\n")
+    tasks = ("--tasks", "gsm8k", "arc_easy", "--choice-data", str(tmp_path / "data"))
+    found = read_results(evaluate("mhc", *tasks))["tasks"]
+    assert (found["gsm8k"]["n"], found["arc_easy"]["n"]) == (8, 1)
+
+
+def test_multiple_choice_has_no_built_in_problems(checkpoints, tmp_path, capsys):
+    line = ["--checkpoint", str(checkpoints[0] / "mhc"), "--out", str(tmp_path / "out")]
+    assert main([*line, "--tasks", "arc_easy", "--data", "builtin:1"]) == 2
+    assert "--choice-data" in capsys.readouterr().err
