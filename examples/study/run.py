@@ -27,6 +27,8 @@ ROOT = Path(__file__).resolve().parents[2]
 STEPS = "steps"
 SHOWN_LINES = 15  # of what a failed command said
 STOP_S = 30.0  # that a command has to end before it is killed
+USER_ERROR = 2  # exit status of our commands for what the same start would meet again
+ATTEMPTS = 3  # of a command that fails otherwise, as where Ray does not start in time
 
 
 class StepFailed(MHCError):
@@ -64,8 +66,9 @@ class Runner:
             lanes: other than the study's.
 
         Raises:
-            StepFailed: with the last lines of the first command that failed; those beside it are
-                waited for, and no further one is begun.
+            StepFailed: with the last lines of the first command that failed, three times or with
+                an error that the user can mend; those beside it are waited for, and no further
+                one is begun.
         """
         lanes = self.lanes if lanes is None else lanes
         waiting = [step for step in steps if not self.is_whole(step)]
@@ -139,6 +142,20 @@ class Runner:
         self._wait_for_others(step)
         arguments = ["-m", step.module, "--config", str(config)]
         started = time.monotonic()
+        for attempt in range(1, ATTEMPTS + 1):
+            status = self._start(step, arguments, log)
+            if status in (0, USER_ERROR) or self._stopped or attempt == ATTEMPTS:
+                break
+            print(f"{step.name}: ended with {status}; trying again ({log})", flush=True)
+        seconds = time.monotonic() - started
+        if status != 0 or not (self.directory / step.result).exists():
+            raise StepFailed(self._failure(step, status, log))
+        facts: dict[str, Any] = {"seconds": round(seconds, 1), "command": arguments}
+        replace_json(self._file(step, ".json"), facts)
+        return seconds
+
+    def _start(self, step: Step, arguments: list[str], log: Path) -> int:
+        """One attempt; gives its exit status."""
         with log.open("ab") as output:
             output.write(f"$ {shlex.join(['python', *arguments])}\n".encode())
             output.flush()
@@ -157,12 +174,7 @@ class Runner:
             status = process.wait()
             with self._lock:
                 self._processes.discard(process)
-        seconds = time.monotonic() - started
-        if status != 0 or not (self.directory / step.result).exists():
-            raise StepFailed(self._failure(step, status, log))
-        facts: dict[str, Any] = {"seconds": round(seconds, 1), "command": arguments}
-        replace_json(self._file(step, ".json"), facts)
-        return seconds
+        return status
 
     def _failure(self, step: Step, status: int, log: Path) -> str:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-SHOWN_LINES:]
