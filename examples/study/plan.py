@@ -23,7 +23,7 @@ TRAIN, EVALS, ABLATE = "train", "evals", "rl.ablate"
 # Of a command beside its work, on two cores: starting Ray and torch, reading data, saving.
 START_S = 15.0
 # Before anything is measured: tokens of 1e6 parameters a second, evaluation, ablation.
-GUESS_TOKENS_PER_S, GUESS_EVALS_S, GUESS_ABLATE_S = 5000.0, 20.0, 180.0
+GUESS_TOKENS_PER_S, GUESS_EVALS_S, GUESS_ABLATE_S = 5000.0, 20.0, 130.0
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,11 @@ class Step:
     needs: tuple[str, ...]
     seed: int | None
     guess_s: float
+
+    @property
+    def kind(self) -> str:
+        """Its name without its seed's or its round's."""
+        return self.name.rpartition("/")[2]
 
 
 def run_name(variant: str, budget: str) -> str:

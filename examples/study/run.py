@@ -49,6 +49,7 @@ class Runner:
         self._processes: set[subprocess.Popen[bytes]] = set()
         self._lock = threading.Lock()
         self._stopped = False
+        self._taken: dict[str, list[float]] = {}  # what steps of this name took, whatever the seed
 
     def is_whole(self, step: Step) -> bool:
         """Whether an earlier start finished it, and what it made is there."""
@@ -72,6 +73,9 @@ class Runner:
         """
         lanes = self.lanes if lanes is None else lanes
         waiting = [step for step in steps if not self.is_whole(step)]
+        for step in steps:
+            if (seconds := self.seconds(step)) is not None:
+                self._taken.setdefault(step.kind, []).append(seconds)
         done = {step.name for step in steps} - {step.name for step in waiting}
         if done:
             print(f"{len(done)} of {len(steps)} steps are whole already", flush=True)
@@ -94,7 +98,8 @@ class Runner:
                             continue
                         seconds = future.result()
                         done.add(step.name)
-                        left = self._left([*waiting, *running.values()], known, lanes)
+                        self._taken.setdefault(step.kind, []).append(seconds)
+                        left = self.left([*waiting, *running.values()], known, lanes)
                         print(
                             f"[{len(done)}/{len(steps)}] {step.name}: {seconds:.0f} s | elapsed "
                             f"{_clock(time.monotonic() - self._started)} | about {_clock(left)} "
@@ -131,8 +136,13 @@ class Runner:
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
 
-    def _left(self, steps: Sequence[Step], known: Mapping[str, float], lanes: int) -> float:
-        return sum(known.get(step.name, step.guess_s) for step in steps) / lanes
+    def left(self, steps: Sequence[Step], known: Mapping[str, float], lanes: int) -> float:
+        """Seconds: by the same steps of other seeds, else what is known, else guesses."""
+        total = 0.0
+        for step in steps:
+            own = self._taken.get(step.kind)
+            total += sum(own) / len(own) if own else known.get(step.name, step.guess_s)
+        return total / lanes
 
     def _run_step(self, step: Step) -> float:
         """Runs a command to its end; gives its seconds."""

@@ -84,7 +84,7 @@ def _run(config: StudyConfig, directory: Path) -> None:
     print(words(found), flush=True)
     steps = seed_steps(config, directory, found["ratios"])
     try:
-        runner.run(steps, expected(steps, runner, found))
+        runner.run(steps, expected(steps, found))
     finally:
         _report(config, directory)
 
@@ -122,19 +122,12 @@ def check_commands(config: StudyConfig, directory: Path) -> None:
             )
 
 
-def expected(steps: Sequence[Step], runner: Runner, found: dict[str, Any]) -> dict[str, float]:
-    """Seconds of the steps, by the same steps of seeds that are done, else by the calibration."""
-    taken: dict[str, list[float]] = {}
-    for step in steps:
-        if (seconds := runner.seconds(step)) is not None:
-            taken.setdefault(step.name.partition("/")[2], []).append(seconds)
+def expected(steps: Sequence[Step], found: dict[str, Any]) -> dict[str, float]:
+    """Seconds of the trainings by the calibration; step -> seconds."""
     known = {}
     for step in steps:
-        name = step.name.partition("/")[2]
-        if own := taken.get(name):
-            known[step.name] = sum(own) / len(own)
-        elif step.module == TRAIN:
-            variant = name.rpartition("-")[0]
+        if step.module == TRAIN:
+            variant = step.kind.rpartition("-")[0]
             a_step = found["seconds"].get(variant, found["seconds"][found["reference"]])
             known[step.name] = START_S + step.values["steps"] * a_step
     return known

@@ -15,7 +15,7 @@ from mhc_model.settings import validate_settings
 TRAIN = {
     "steps": 4,
     "total_batch_tokens": 384,
-    "device_batch": 4,
+    "device_batch": 3,
     "loss_on": "answers",
     "eval_every": 2,
     "checkpoint_every": 2,
@@ -29,7 +29,7 @@ TRAIN = {
         "n_layers": 1,
         "n_heads": 2,
         "d_model": 32,
-        "max_seq_len": 96,
+        "max_seq_len": 128,
         "mhc": {"n_streams": 2},
     },
     "workers": {"num_workers": 1},

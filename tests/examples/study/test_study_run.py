@@ -49,6 +49,19 @@ def test_what_is_whole_is_not_run_again_and_what_lost_its_result_is(tmp_path):
         runner.run([step], {})
 
 
+def test_the_rest_is_estimated_by_what_the_same_steps_of_other_seeds_took(tmp_path):
+    runner = Runner(tmp_path, 2)
+    steps = [evaluation(f"seed-{seed}/a") for seed in range(4)] + [evaluation("seed-3/b")]
+    for step, seconds in zip(steps, (10.0, 30.0), strict=False):
+        (tmp_path / "steps" / step.name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "steps" / f"{step.name}.json").write_text(json.dumps({"seconds": seconds}))
+        (tmp_path / step.name).mkdir(parents=True)
+        (tmp_path / step.result).write_text("{}")
+    runner.run(steps[:2], {})
+    # Two of 20 s each and one known to take 7 s, in two lanes.
+    assert runner.left(steps[2:], {"seed-3/b": 7.0}, 2) == (20.0 + 20.0 + 7.0) / 2
+
+
 def test_a_report_of_no_study_and_a_changed_study_are_refused(study_config, tmp_path):
     config = study_config()
     with pytest.raises(ConfigError, match="there is no study"):
