@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,10 @@ def write_report(config: StudyConfig, directory: Path, whole: list[int]) -> str:
     sentences += [gain.words() for gain in gains]
     document.heading("What is shown, and what is not")
     document.paragraph(_caution(config, whole))
+    if outside := _outside(scores):
+        document.paragraph(
+            f"Outside of 20 to 80 % right, where differences have little room: {outside}."
+        )
     document.items(sentences or ["Nothing yet: no two models can be compared."])
     document.heading("Variants")
     for budget, words in BUDGETS.items():
@@ -119,7 +124,7 @@ def _what(config: StudyConfig, whole: list[int]) -> str:
 
 def _variant_words(item: tuple[str, dict[str, Any]]) -> str:
     name, overrides = item
-    said = ", ".join(f"`{key}: {value}`" for key, value in overrides.items())
+    said = ", ".join(f"`{key}: {json.dumps(value)}`" for key, value in overrides.items())
     return f"{name} ({said or 'the training as it is'})"
 
 
@@ -138,6 +143,17 @@ def _caution(config: StudyConfig, whole: list[int]) -> str:
         f"its steps times what a step takes beside {config.reference}'s in the calibration, not a "
         f"clock beside the training."
     )
+
+
+def _outside(scores: All) -> str:
+    """Models that solve hardly any of the problems, or nearly all."""
+    found = []
+    for budget, variants in scores.items():
+        for variant, seeds in variants.items():
+            shares = [one.figures[ACCURACY] for one in seeds.values()]
+            if shares and not 0.2 <= (mean := sum(shares) / len(shares)) <= 0.8:
+                found.append(f"{variant} {BUDGETS[budget]} ({100 * mean:.1f} %)")
+    return ", ".join(found)
 
 
 def _variants_table(

@@ -72,6 +72,8 @@ def test_the_report_says_what_is_not_shown(directory, config):
     text = (directory / "study.md").read_text()
     assert "3 of 4 seeds are whole (0, 1, 2)" in text
     assert "cannot give a p below 0.25" in text
+    assert "plain (`model.mhc: null`); mhc (the training as it is)" in text
+    assert "Outside of 20 to 80 %" not in text
     time = [line for line in said.splitlines() if "accuracy at the same time" in line]
     assert time == [
         "- mhc minus plain, accuracy at the same time: +0.0 points [-62.1, +62.1]. **Not shown**: "
@@ -85,6 +87,16 @@ def test_the_report_says_what_is_not_shown(directory, config):
     assert (first["variant"], first["minus"], first["by_seed"]["1"]) == ("mhc", "plain", 0.25)
     for name in ("curves", "accuracy"):
         assert (directory / "pictures" / f"{name}.png").stat().st_size > 5_000
+
+
+def test_models_that_solve_hardly_anything_are_named(study_config, tmp_path, pretend):
+    pretend(tmp_path, 0, "plain-tokens", [0, 0, 0, 0, 0, 0, 0, 1], 2.0)
+    pretend(tmp_path, 0, "mhc-tokens", [0, 0, 1, 0], 2.0)
+    config = study_config(seeds=[0], variants={"plain": {}, "mhc": {}})
+    (tmp_path / "seed-0" / "mhc-tokens-evals" / "results.json").unlink()
+    write_report(config, tmp_path, [])
+    text = (tmp_path / "study.md").read_text()
+    assert "have little room: plain at the same tokens (12.5 %)." in text
 
 
 def test_a_report_of_nothing_says_so(study_config, tmp_path):
