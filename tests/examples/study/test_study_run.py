@@ -94,7 +94,9 @@ def test_a_killed_study_goes_on_with_the_step_where_it_was(study_config, tmp_pat
     path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
     command = [sys.executable, "-m", "examples.study", "--config", str(path)]
     directory, steps = tmp_path / "tiny", tmp_path / "tiny" / "steps"
-    first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    first = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     deadline = time.monotonic() + 300
     # Its first training has saved something, and is not done.
     while not list(directory.glob("seed-0/*/metrics.jsonl")):
