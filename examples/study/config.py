@@ -10,7 +10,8 @@ from mhc_model.settings import Settings
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 # Names that the study itself gives to directories of a seed.
-BEHAVIOURS, GATES_WITHOUT, GATES_WITH = "behaviours", "gates-without", "gates-with"
+BEHAVIOURS, NO_BEHAVIOURS = "behaviours", "no-behaviours"
+GATES_WITHOUT, GATES_WITH = "gates-without", "gates-with"
 # What the study sets in the configurations that it holds.
 OWN = {
     "train": ("name", "storage", "seed"),
@@ -63,6 +64,11 @@ class StudyConfig(Settings):
         description="overrides of the reference's training, for a model that has behaviours; none "
         "leaves it out",
     )
+    gates_train: dict[str, Any] = Field(
+        {},
+        description="overrides of the reference's training for both models whose gates are tuned, "
+        "the one with behaviours and one without; none tunes the reference as it is",
+    )
     evals: dict[str, Any] = Field(
         {}, description="configuration of `python -m evals` for every trained variant"
     )
@@ -94,7 +100,10 @@ class StudyConfig(Settings):
         if self.baseline == self.reference:
             raise ValueError(f"baseline and reference are both {self.baseline!r}")
         for name in self.variants:
-            if not name.replace("-", "").replace("_", "").isalnum() or name == BEHAVIOURS:
+            if not name.replace("-", "").replace("_", "").isalnum() or name in (
+                BEHAVIOURS,
+                NO_BEHAVIOURS,
+            ):
                 raise ValueError(
                     f"variant {name!r}: a name has letters, digits, - and _, and is not "
                     f"{BEHAVIOURS!r}"

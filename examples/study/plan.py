@@ -4,7 +4,9 @@ DIR/calibration/round-0/plain   short trainings
 DIR/seed-0/mhc-tokens           a training; -time: as long as the reference trains
 DIR/seed-0/mhc-tokens-evals     its evaluation
 DIR/seed-0/behaviours           the reference, trained with behaviours
-DIR/seed-0/gates-without        the ablation of gates on mhc-tokens; gates-with: on behaviours
+DIR/seed-0/no-behaviours        the reference with `gates_train`, if the study has that
+DIR/seed-0/gates-without        the ablation of gates on that, else on mhc-tokens
+DIR/seed-0/gates-with           the same on behaviours
 DIR/steps/...                   of every step: configuration, what it said, and how long it took
 """
 
@@ -15,7 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from examples.study.config import BEHAVIOURS, GATES_WITH, GATES_WITHOUT, StudyConfig
+from examples.study.config import (
+    BEHAVIOURS,
+    GATES_WITH,
+    GATES_WITHOUT,
+    NO_BEHAVIOURS,
+    StudyConfig,
+)
 from examples.study.values import overridden
 
 TOKENS, TIME = "tokens", "time"
@@ -135,11 +143,13 @@ def _steps_of_seed(
             trainings.append(training)
             rest.append(_evaluation(config, directory, training))
     models = {GATES_WITHOUT: f"{place}/{run_name(config.reference, TOKENS)}"}
+    tuned = training_values(config, config.reference) | {"seed": seed}
+    tuned = overridden(tuned, config.gates_train, "gates_train")
+    if config.gates_train and config.ablation:
+        trainings.insert(1, _training(config, directory, place, NO_BEHAVIOURS, tuned, seed))
+        models[GATES_WITHOUT] = f"{place}/{NO_BEHAVIOURS}"
     if config.behaviours:
-        values = overridden(
-            training_values(config, config.reference), config.behaviours, BEHAVIOURS
-        )
-        values |= {"seed": seed}
+        values = overridden(tuned, config.behaviours, BEHAVIOURS)
         # Beside the reference: what waits for them can begin early.
         trainings.insert(1, _training(config, directory, place, BEHAVIOURS, values, seed))
         models[GATES_WITH] = f"{place}/{BEHAVIOURS}"

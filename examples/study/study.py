@@ -127,7 +127,7 @@ def expected(steps: Sequence[Step], found: dict[str, Any]) -> dict[str, float]:
     known = {}
     for step in steps:
         if step.module == TRAIN:
-            variant = step.kind.rpartition("-")[0]
+            variant = step.kind.rpartition("-")[0]  # of none for models whose gates are tuned
             a_step = found["seconds"].get(variant, found["seconds"][found["reference"]])
             known[step.name] = START_S + step.values["steps"] * a_step
     return known

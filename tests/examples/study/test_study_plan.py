@@ -61,3 +61,17 @@ def test_calibration_times_all_variants_in_turn(study_config):
     assert all(step.values["steps"] == 3 for step in steps)
     warm = study_config(train=config.train | {"warmup_steps": 30})
     assert calibration_steps(warm, DIRECTORY)[0].values["warmup_steps"] == 2
+
+
+def test_models_whose_gates_are_tuned_may_have_a_training_of_their_own(study_config):
+    own = {"steps": 9, "data.builtin_levels": [1, 2]}
+    config = study_config(seeds=[2], behaviours=BEHAVIOURS, ablation=ABLATION, gates_train=own)
+    steps = by_name(seed_steps(config, DIRECTORY))
+    pair = [steps[f"seed-2/{name}"].values for name in ("no-behaviours", "behaviours")]
+    assert [values["steps"] for values in pair] == [9, 9]
+    assert [values["data"]["builtin_levels"] for values in pair] == [[1, 2], [1, 2]]
+    assert ["behaviours" in values for values in pair] == [False, True]
+    assert steps["seed-2/mhc-tokens"].values["steps"] == 4
+    without = steps["seed-2/gates-without"]
+    assert without.needs == ("seed-2/no-behaviours",)
+    assert without.values["checkpoint"] == "/studies/tiny/seed-2/no-behaviours"
