@@ -54,8 +54,8 @@ class GateChoice:
 
     def fixed(self, engine: Engine) -> Tensor | None:
         """The numbers of a choice that is the same for every prompt, (2L,), or (2, 2L) where prompt
-        and answer differ; None for a policy, and for a plain model."""
-        if self.policy is not None or engine.model.config.mhc is None:
+        and answer differ; None for a policy, and for a model without gates."""
+        if self.policy is not None or engine.model.config.gateless:
             return None
         rows = gate_rows(self._values, 1, engine.model)
         return engine.model.learned_gates().detach().cpu() if rows is None else rows[0]
@@ -78,8 +78,8 @@ class GateChoice:
 
     def _check_policy(self, policy: GatePolicy, engine: Engine) -> None:
         config, model = policy.config, engine.model.config
-        if model.mhc is None:
-            raise GateError("this model is plain (mhc: null): it has no gates for a policy to set")
+        if model.gateless is not None:
+            raise GateError(f"this model is {model.gateless}: it has no gates for a policy to set")
         if config.checkpoint_hash not in (None, engine.checkpoint_hash):
             raise GateError(
                 f"{self.argument} was trained on checkpoint {config.checkpoint_hash}, this is "

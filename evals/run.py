@@ -228,8 +228,10 @@ def _describe(
 
     Those of a policy are means over the samples. `answer_mean` is there where answers had others.
     """
-    if engine.model.config.mhc is None:
-        return {"description": "none: a plain model", "mean": None}
+    config = engine.model.config
+    if config.gateless is not None:
+        kind = "a plain model" if config.mhc is None else config.gateless
+        return {"description": f"none: {kind}", "mean": None}
     fixed = choice.fixed(engine)
     if fixed is not None:
         means = fixed.view(-1, fixed.shape[-1]).tolist()

@@ -5,142 +5,20 @@ With them stand the words and limits that settings and requests share.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from mhc_model.mhc_config import PRESET_ALIASES as PRESET_ALIASES
+from mhc_model.mhc_config import PRESETS as PRESETS
+from mhc_model.mhc_config import MHCConfig as MHCConfig
 from mhc_model.settings import Settings
 
 EngineKind = Literal["torch", "vllm"]
 MAX_SAMPLES = 128  # of one request
 MAX_TOP_LOGPROBS = 20
-
-
-class MHCConfig(Settings):
-    """Manifold-constrained hyper-connections (arXiv:2512.24880): streams, mixing, gates.
-
-    The defaults are the preset `default`: H_res starts near the identity, H_pre is one-hot-like and
-    rotates over the sublayers, H_post is 1 and the projections are zero. With
-    `stream_embedding_std=0` the model at init equals the plain model with the same weights.
-
-    `preset: NAME` among the values takes the rest from `PRESETS`; values given beside it win.
-    """
-
-    n_streams: int = Field(4, ge=2, le=8, description="n, the number of residual streams")
-    projection: Literal["limit", "iterations", "permutations"] = Field(
-        "limit",
-        description="how logits become H_res: 'limit' is the exact limit of Sinkhorn-Knopp, "
-        "'iterations' is sinkhorn_iters of its iterations, 'permutations' is a softmax over the "
-        "n! permutation matrices (mHC-lite; at most 5 streams)",
-    )
-    sinkhorn_iters: int = Field(
-        20,
-        ge=1,
-        le=1000,
-        description="Sinkhorn-Knopp iterations of the projection 'iterations', each scaling rows, "
-        "then columns; 'limit' and 'permutations' do not use it",
-    )
-    tau: float = Field(1.0, gt=0.0, description="temperature of the logits of H_res")
-    res_diagonal: float = Field(
-        2.0,
-        description="initial diagonal of b_res (for 'permutations': logit of the identity); 2 "
-        "gives H_res a diagonal of 0.71, 4 one of 0.95",
-    )
-    res_off_diagonal: float = Field(0.0, description="initial other entries of b_res")
-    pre_own: float = Field(2.0, description="initial b_pre of the stream that a sublayer prefers")
-    pre_others: float = Field(-2.0, description="initial b_pre of the other streams")
-    pre_rotates: bool = Field(
-        True,
-        description="the preferred stream is the sublayer's index modulo n; false: always stream 0",
-    )
-    scale_init: float | None = Field(
-        None,
-        gt=0.0,
-        description="initial s_pre, s_post, s_res: how strongly tokens steer mixing; none is "
-        "min(1, 256 / (n_streams * d_model)), with which a step of AdamW moves the coefficients "
-        "by as much at any width (0.025 at the paper's)",
-    )
-    projection_std: float = Field(
-        0.0, ge=0.0, description="standard deviation of the initial projections (phi); 0 = zeros"
-    )
-    stream_embedding_std: float = Field(
-        0.02, ge=0.0, description="standard deviation of the learned stream embeddings at init"
-    )
-    gate_init: float = Field(
-        0.9,
-        gt=0.0,
-        lt=1.0,
-        description="initial value of the learned gates g (stored as logits, hence not 0 or 1)",
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _expand_preset(cls, values: Any) -> Any:
-        if not isinstance(values, dict) or "preset" not in values:
-            return values
-        values = dict(values)
-        name = values.pop("preset")
-        name = PRESET_ALIASES.get(name, name) if isinstance(name, str) else name
-        if not isinstance(name, str) or name not in PRESETS:
-            raise ValueError(f"preset is {name!r}; allowed: {', '.join(PRESETS)}")
-        preset = dict(PRESETS[name])
-        if name == "uniform":  # sigmoid(-log(n - 1)) = 1 / n
-            try:
-                logit = -math.log(int(values.get("n_streams", 4)) - 1)
-            except (TypeError, ValueError, OverflowError):
-                logit = 0.0  # no such number of streams; its own check says so
-            preset |= {"pre_own": logit, "pre_others": logit}
-        return {**preset, **values}
-
-    @model_validator(mode="after")
-    def _check_permutations(self) -> MHCConfig:
-        if self.projection == "permutations" and self.n_streams > 5:
-            raise ValueError(
-                f"n_streams is {self.n_streams}, which has {math.factorial(self.n_streams):,} "
-                f"permutations; the projection 'permutations' allows at most 5 streams"
-            )
-        return self
-
-    def initial_scale(self, d_model: int) -> float:
-        """Start of s_pre, s_post and s_res for streams of that width."""
-        if self.scale_init is not None:
-            return self.scale_init
-        return min(1.0, 256.0 / (self.n_streams * d_model))
-
-    @property
-    def n_res_logits(self) -> int:
-        """Logits of H_res per token: n * n, or n! for a mixture of permutations."""
-        n = self.n_streams
-        return math.factorial(n) if self.projection == "permutations" else n * n
-
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "default": {},
-    # Published values of a dynamic mHC, for reproduction. exp(-160) is zero in float32: H_res is
-    # the identity to the last bit and no gradient reaches it.
-    "published": {
-        "projection": "iterations",
-        "sinkhorn_iters": 20,
-        "tau": 0.05,
-        "res_diagonal": 0.0,
-        "res_off_diagonal": -8.0,
-        "pre_own": 0.0,
-        "pre_others": -8.0,
-        "pre_rotates": False,
-        "scale_init": 1.0,
-        "projection_std": 0.01,
-        "gate_init": 1.0 / (1.0 + math.exp(-1.0)),
-    },
-    # H_pre = 1/n, H_post = 1, zero projections and equal streams: the plain model exactly, and a
-    # symmetry that gradient descent never leaves.
-    "uniform": {"res_diagonal": 4.0, "stream_embedding_std": 0.0},
-    "lite": {"projection": "permutations", "res_diagonal": 4.0},
-}
-PRESET_ALIASES = {"plan": "published"}
-"""Earlier names of presets, which configurations may still use."""
 
 
 Unit = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -296,9 +174,9 @@ class ModelConfig(Settings):
                 f"head dim d_head or d_model / n_heads = {self.head_dim} is odd; rotary "
                 f"embedding needs pairs"
             )
-        if self.behaviours and self.mhc is None:
+        if self.behaviours and self.gateless is not None:
             raise ValueError(
-                f"behaviours are {', '.join(self.behaviours)}, but the model is plain (mhc: null): "
+                f"behaviours are {', '.join(self.behaviours)}, but the model is {self.gateless}: "
                 f"it has no gates to tell them apart"
             )
         check_behaviours(self.behaviours, self.n_layers)
@@ -321,9 +199,18 @@ class ModelConfig(Settings):
         return self.n_heads if self.n_kv_heads is None else self.n_kv_heads
 
     @property
+    def gateless(self) -> str | None:
+        """Of a model that takes no gates, what it is instead, for errors; None for the others."""
+        if self.mhc is None:
+            return "plain (mhc: null)"
+        if not self.mhc.mixes and self.mhc.gates == "refuse":
+            return "without mixing (mhc.projection: identity; mhc.gates: accept would take gates)"
+        return None
+
+    @property
     def n_gates(self) -> int:
-        """2L, the number of gates of an mHC model; a plain model has none."""
-        return 0 if self.mhc is None else 2 * self.n_layers
+        """2L, the number of gates; 0 for a model that takes none."""
+        return 0 if self.gateless is not None else 2 * self.n_layers
 
 
 ActionSpace = Literal["global", "per_layer", "per_sublayer", "prompt_and_answer"]

@@ -145,9 +145,9 @@ def resolve_gates(gates: RequestGates, config: ModelConfig) -> PhaseGates:
 def _resolve(gates: object, config: ModelConfig) -> Tensor | None:
     if gates is None or (isinstance(gates, str) and gates == LEARNED):
         return None
-    if config.mhc is None:
+    if config.gateless is not None:
         raise GateError(
-            "this model is plain (mhc: null): it takes no gates; use learned, or leave them out"
+            f"this model is {config.gateless}: it takes no gates; use learned, or leave them out"
         )
     if not isinstance(gates, str):
         return expand_gates(gates, config.n_layers)  # type: ignore[arg-type]  # it checks
@@ -181,7 +181,7 @@ def expand_gate_rows(
     Raises:
         GateError: for anything else, and for any gates of a plain model.
     """
-    if isinstance(gates, Tensor) and gates.ndim > 1 and config.mhc is not None:
+    if isinstance(gates, Tensor) and gates.ndim > 1 and config.gateless is None:
         if gates.shape not in ((count, config.n_gates), (count, 2, config.n_gates)):
             raise GateError(
                 f"gates have shape {tuple(gates.shape)}; expected ({count}, {config.n_gates}), one "

@@ -181,8 +181,8 @@ class MHCGatesForCausalLM(PreTrainedModel, GenerationMixin):
         """(b, 2L) or None."""
         if gates is None:
             return None
-        if self.model.config.mhc is None:
-            raise GateError("this model is plain (mhc: null): it takes no gates")
+        if self.model.config.gateless is not None:
+            raise GateError(f"this model is {self.model.config.gateless}: it takes no gates")
         n_layers = self.model.config.n_layers
         if isinstance(gates, Tensor) and gates.ndim == 2:
             if gates.shape[0] != batch:

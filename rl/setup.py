@@ -37,8 +37,8 @@ def prepare(config: RLConfig) -> Setup:
         MHCError: if checkpoint, problems or configuration do not allow it.
     """
     checkpoint = load_checkpoint(config.checkpoint)
-    if checkpoint.model.config.mhc is None:
-        raise ConfigError(f"{checkpoint.path} is a plain model (mhc: null): it has no gates")
+    if (gateless := checkpoint.model.config.gateless) is not None:
+        raise ConfigError(f"{checkpoint.path} is {gateless}: it has no gates")
     if checkpoint.tokenizer is None:
         raise CheckpointError(f"{checkpoint.path} has no tokenizer; problems are text")
     for gates in config.sweep:

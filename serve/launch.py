@@ -152,7 +152,7 @@ def _announce(settings: ServeSettings) -> None:
 
 def _describe_gates(card: ModelCard) -> str:
     if card.learned_gates is None:
-        return "none, this model is plain (mhc: null)"
+        return "none, this model takes no gates"
     low, high = min(card.learned_gates), max(card.learned_gates)
     names = [*(["policy"] if card.policy else []), *(each.name for each in card.behaviours)]
     listed = "".join(f', "{name}"' for name in names)

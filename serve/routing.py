@@ -112,7 +112,7 @@ class GatesDescription(BaseModel):
     model: str
     checkpoint: str = Field(description="content hash of the weights")
     n_layers: int
-    n_gates: int = Field(description="2L; 0 for a plain model")
+    n_gates: int = Field(description="2L; 0 for a model without gates")
     n_streams: int = Field(description="1 for a plain model")
     sublayers: list[str] = Field(description="what each gate belongs to, in their order")
     learned: list[float] | None = Field(description="the 2L learned gates; null for a plain model")
@@ -150,7 +150,7 @@ def routing_routes(service: CompletionService, router: APIRouter) -> APIRouter:
 def describe_gates(service: CompletionService) -> GatesDescription:
     """Answers GET /v1/gates."""
     card, config = service.card, service.config
-    names = [] if config.mhc is None else gate_names(config.n_layers)
+    names = [] if config.gateless else gate_names(config.n_layers)
     return GatesDescription(
         model=card.id,
         checkpoint=card.checkpoint,
@@ -199,7 +199,7 @@ async def answer_routing(
 def values_per_token(config: ModelConfig) -> int:
     """Numbers that an answer with per_token has for each token of the prompt."""
     n = 1 if config.mhc is None else config.mhc.n_streams
-    return config.n_gates * (n * n + 2 * n + 2)
+    return 2 * config.n_layers * (n * n + 2 * n + 2)
 
 
 def _check_size(tokens: int, config: ModelConfig) -> None:

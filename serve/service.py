@@ -267,7 +267,7 @@ def _card(engine: EngineBase, name: str, policy: bool) -> ModelCard:
         max_model_len=engine.max_seq_len,
         n_layers=config.n_layers,
         n_gates=config.n_gates,
-        learned_gates=None if config.mhc is None else engine.model.learned_gates().tolist(),
+        learned_gates=None if config.gateless else engine.model.learned_gates().tolist(),
         policy=policy,
         behaviours=behaviour_cards(config),
     )

@@ -29,8 +29,8 @@ DOCUMENTS = [
 ]
 # What has been may have other names.
 PRESENT = [path for path in DOCUMENTS if path.name != "CHANGELOG.md"]
-PACKAGES = ("mhc_model", "evals", "train", "rl", "serve", "benchmarks", "tests")
-FOLDERS = (*PACKAGES, "configs", "docs", "deploy", "examples")
+PACKAGES = ("mhc_model", "evals", "train", "rl", "serve", "benchmarks", "tests", "examples")
+FOLDERS = (*PACKAGES, "configs", "docs", "deploy")
 # Files that we write, and that are no part of the tree.
 WRITTEN = {"modeling_mhc_gates.py"}
 

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("mhc_model", "evals", "train", "rl", "serve")
+PACKAGES = ("mhc_model", "evals", "train", "rl", "serve", "examples")
 MOST_FILES, MOST_LINES = 14, 400
 # Tables of data, and kernels that Triton wants in one file.
 LONG = {"evals/problems/stories.py", "mhc_model/streams/kernels/triton_kernels.py"}
 
 
 def rooms() -> list[Path]:
-    """Every folder with Python files of the five packages."""
+    """Every folder with Python files of the packages and of examples."""
     files = [path for name in PACKAGES for path in (ROOT / name).rglob("*.py")]
     return sorted({path.parent for path in files})
 

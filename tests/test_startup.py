@@ -45,6 +45,7 @@ ENTRIES = [
     "evals.compare",
     "evals.report",
     "serve",
+    "examples.study",
 ]
 # As `python -m ENTRY --help`, and at the end a line with the names of all modules.
 HELP = """

@@ -197,7 +197,7 @@ def saved_bytes(config: TrainConfig, model_config: ModelConfig) -> int:
         model = Decoder(model_config, seed=None).train()
         tokens = torch.zeros(config.device_batch, config.context, dtype=torch.int64)
         gates = None
-        if model_config.mhc is not None:
+        if model_config.gateless is None:
             gates = model.learned_gates().expand(config.device_batch, -1)
         own = {p.untyped_storage()._cdata for p in (*model.parameters(), *model.buffers())}
         bfloat16 = torch.autocast("cpu", torch.bfloat16, config.precision == "bfloat16")

@@ -211,12 +211,12 @@ def known_behaviours(config: TrainConfig) -> dict[str, Behaviour]:
         ConfigError: if the model of `init_from` cannot have them.
     """
     known = {**config.model.behaviours, **config.behaviours}
-    if config.init_from is not None and config.model.mhc is None and known:
+    if config.init_from is not None and config.model.gateless and known:
         if config.data.style_words:
             return known
         raise ConfigError(
-            f"behaviours are {', '.join(known)}, but {config.init_from} is plain (mhc: null) and "
-            f"has no gates: convert it first, or set data.style_words"
+            f"behaviours are {', '.join(known)}, but {config.init_from} is "
+            f"{config.model.gateless} and has no gates: convert it first, or set data.style_words"
         )
     try:
         check_behaviours(known, config.model.n_layers)

@@ -52,9 +52,9 @@ def control_points(config: ModelConfig, between: int, checkpoint: str = "the mod
         "train one with behaviours in its configuration, such as `behaviours: {direct: {gates: "
         "[0.0, 0.3]}, worked: {gates: [0.7, 1.0]}}` (docs/training.md), and give its directory"
     )
-    if config.mhc is None:
+    if config.gateless is not None:
         raise ConfigError(
-            f"{checkpoint} is a plain model (mhc: null): it has no gates to control it by; {advice}"
+            f"{checkpoint} is {config.gateless}: it has no gates to control it by; {advice}"
         )
     if not config.behaviours:
         raise ConfigError(f"{checkpoint} has no behaviours, so its gates mean nothing; {advice}")

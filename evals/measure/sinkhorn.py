@@ -15,12 +15,16 @@ def with_iterations(model: Decoder, iterations: int) -> Decoder:
     """A copy that shares the weights and projects with so many iterations.
 
     Raises:
-        ConfigError: for a plain model, or one that mixes permutations: neither has iterations.
+        ConfigError: for a plain model, or one whose projection has no iterations.
     """
     config = model.config
-    if config.mhc is None or config.mhc.projection == "permutations":
-        reason = "plain (mhc: null)" if config.mhc is None else "a mixture of permutations"
-        raise ConfigError(f"this model is {reason}: it has no Sinkhorn iterations to set")
+    if config.mhc is None:
+        raise ConfigError("this model is plain (mhc: null): it has no Sinkhorn iterations to set")
+    if config.mhc.projection not in ("limit", "iterations"):
+        raise ConfigError(
+            f"this model's projection is {config.mhc.projection!r}: it has no Sinkhorn iterations "
+            f"to set"
+        )
     values = {**config.mhc.model_dump(), "projection": "iterations", "sinkhorn_iters": iterations}
     mhc = type(config.mhc).model_validate(values)
     copy = Decoder(config.model_copy(update={"mhc": mhc}))

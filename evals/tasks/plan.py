@@ -116,7 +116,7 @@ def gate_rows(gates: RequestGates, count: int, model: Decoder) -> Tensor | None:
     Raises:
         GateError: if they do not fit the problems or the model.
     """
-    learned = None if model.config.mhc is None else model.learned_gates().detach()
+    learned = None if model.config.gateless else model.learned_gates().detach()
     return expand_gate_rows(gates, count, model.config, learned)
 
 

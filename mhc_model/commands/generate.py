@@ -84,12 +84,13 @@ def answers_of(settings: GenerateSettings) -> dict[str, Completion]:
         if engine.tokenizer is None:
             raise ConfigError(f"{path} has no tokenizer; a text prompt needs one")
         prompt = engine.tokenizer.encode(settings.prompt, bos=True)
-        plain = engine.model.config.mhc is None
-        # A plain model beside others has no gates to set: it answers once.
-        choices = ("learned",) if plain else settings.gates
+        config = engine.model.config
+        # A model without gates beside others answers once.
+        choices = settings.gates if config.gateless is None else ("learned",)
         requests = [Request(prompt, parse_gates(choice), sampling) for choice in choices]
         for choice, answer in zip(choices, engine.generate(requests), strict=True):
-            answers[f"{path}, " + ("plain" if plain else f"gates {choice}")] = answer
+            how = "plain" if config.mhc is None else f"gates {choice}"
+            answers[f"{path}, {how}"] = answer
     return answers
 
 

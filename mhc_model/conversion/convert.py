@@ -79,7 +79,8 @@ def build(source: Source, mhc: MHCConfig | None = None, max_seq_len: int | None 
     with torch.no_grad():
         if mhc is not None:
             model.stream_embedding.zero_()
-            model.gate_logits.fill_(math.log(mhc.gate_init / (1.0 - mhc.gate_init)))
+            if mhc.mixes:
+                model.gate_logits.fill_(math.log(mhc.gate_init / (1.0 - mhc.gate_init)))
     model.load_state_dict(model.state_dict() | state, assign=True)
     return model.eval()
 

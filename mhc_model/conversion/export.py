@@ -30,7 +30,8 @@ def streams_as_started(model: Decoder) -> bool:
     if model.config.mhc is None:
         return True
     return not model.stream_embedding.any() and all(
-        not connection.fn.any() and torch.equal(connection.base.cpu(), connection.initial_base())
+        (connection.fn is None or not connection.fn.any())
+        and torch.equal(connection.base.cpu(), connection.initial_base())
         for connection in model.connections()
     )
 

@@ -27,7 +27,7 @@ from mhc_model.decoder.cache import KVCache
 from mhc_model.decoder.gated import Gated
 from mhc_model.decoder.layers import Attend, Layer, Norm, rms_norm, rope_table
 from mhc_model.decoder.size import count_parameters, estimate_flops
-from mhc_model.errors import EngineError
+from mhc_model.errors import EngineError, GateError
 from mhc_model.streams import Coefficients, HyperConnection
 
 T = TypeVar("T")
@@ -81,6 +81,7 @@ class Decoder(Gated):
             self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         if config.mhc is not None:
             self.stream_embedding = nn.Parameter(torch.empty(config.mhc.n_streams, config.d_model))
+        if config.mhc is not None and config.mhc.mixes:
             self.gate_logits = nn.Parameter(torch.empty(config.n_gates))
             if seed is not None:
                 self._warn_if_mixing_is_stuck(config.mhc)
@@ -131,7 +132,8 @@ class Decoder(Gated):
                 connection.reset_parameters(generator)
             std = self.config.mhc.stream_embedding_std
             self.stream_embedding.normal_(0.0, std, generator=generator)
-            self.gate_logits.fill_(torch.logit(torch.tensor(self.config.mhc.gate_init)).item())
+            if self.config.mhc.mixes:
+                self.gate_logits.fill_(torch.logit(torch.tensor(self.config.mhc.gate_init)).item())
 
     def _warn_if_mixing_is_stuck(self, mhc: MHCConfig) -> None:
         start = self.connections()[0].initial_res()
@@ -169,7 +171,7 @@ class Decoder(Gated):
             (b, t, v) float32.
 
         Raises:
-            GateError: if the shape of gates is wrong, or a plain model is given gates.
+            GateError: if the shape of gates is wrong, or a model that takes none is given gates.
             EngineError: if the sequence is longer than the context or the cache, or the cache has
                 another number of rows.
         """
@@ -195,7 +197,7 @@ class Decoder(Gated):
         Args:
             tokens: (b, t) int64.
             positions: (b or 1, t) int64, in the context.
-            gates: (b, 2L) or (b, t, 2L); None for a plain model.
+            gates: (b, 2L) or (b, t, 2L); None for a model that takes none.
             attend: rotations, and what the attention looks at.
 
         Returns:
@@ -204,7 +206,7 @@ class Decoder(Gated):
         x = self._embed(tokens, positions)
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
-        if gates is None:
+        if self.config.mhc is None:
             for index in range(len(self.layers)):
                 x = self._run_layer(self._plain_layer, index, x, attend)
         else:
@@ -222,7 +224,11 @@ class Decoder(Gated):
             GateError: for a plain model, which has no streams.
             EngineError: if the sequence is longer than the context.
         """
-        gates = self.learned_gates().expand(tokens.shape[0], -1)
+        if self.config.mhc is None:
+            raise GateError("this model is plain (mhc: null): it has no streams")
+        gates = None
+        if self.config.gateless is None:
+            gates = self.learned_gates().expand(tokens.shape[0], -1)
         attend = self._attend(tokens, None)
         # Unwatched: a watcher expects whole passes, and may have been set by another thread.
         x = self._embed(tokens, self._positions(tokens, None))
@@ -243,10 +249,12 @@ class Decoder(Gated):
         return cache.positions(tokens.shape[1]).clamp(max=self.config.max_seq_len - 1)
 
     def _through_streams(
-        self, x: Tensor, gates: Tensor, attend: Attend, count: int, watch: Watch | None
+        self, x: Tensor, gates: Tensor | None, attend: Attend, count: int, watch: Watch | None
     ) -> Tensor:
         """(b, t, c) through the streams of the first `count` layers, gates (b, 2L) -> (b, t, c)."""
         b, t, _ = x.shape
+        if gates is None:  # H_res is I, whatever they are
+            gates = self._constant_gates(0.0, b)
         # Tokens are flat between the sublayers, each with the gates of its sequence.
         token_gates = gates.flatten(0, 1) if gates.ndim == 3 else gates.repeat_interleave(t, dim=0)
         first = self.layers[0].attention_connection

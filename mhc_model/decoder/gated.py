@@ -22,10 +22,11 @@ class Gated(nn.Module):
     """What `Decoder` offers about its gates; a plain model has none.
 
     Attributes:
-        gate_logits: (2L,) logits of the learned gates; only with `config.mhc`.
+        gate_logits: (2L,) logits of the learned gates; only with `config.mhc` whose streams mix.
     """
 
     gate_logits: nn.Parameter
+    stream_embedding: nn.Parameter
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -35,11 +36,15 @@ class Gated(nn.Module):
     def learned_gates(self) -> Tensor:
         """(2L,) float32 in (0, 1), differentiable: what `gates=None` means.
 
+        Of a model whose H_res is I and that accepts gates, constants: nothing could learn them.
+
         Raises:
-            GateError: for a plain model, which has no gates.
+            GateError: for a model that takes no gates.
         """
-        if self.config.mhc is None:
-            raise GateError("this model is plain (mhc: null): it has no gates")
+        if self.config.gateless is not None or self.config.mhc is None:
+            raise GateError(f"this model is {self.config.gateless}: it has no gates")
+        if not self.config.mhc.mixes:
+            return self._constant_gates(self.config.mhc.gate_init, 1)[0]
         return torch.sigmoid(self.gate_logits.float())
 
     def gate_rows(self, rows: Sequence[RequestGates]) -> Tensor:
@@ -58,6 +63,14 @@ class Gated(nn.Module):
         learned = self._default_gates()
         expanded = [resolve_gates(row, self.config).prompt for row in rows]
         return torch.stack([learned if row is None else row.to(learned) for row in expanded])
+
+    def gate_rows_or_none(self, rows: Sequence[RequestGates]) -> Tensor | None:
+        """As `gate_rows`; None for a model that takes no gates, if none are given."""
+        if self.config.gateless is None:
+            return self.gate_rows(rows)
+        for row in rows:
+            resolve_gates(row, self.config)  # refuses all but None
+        return None
 
     def set_gate(self, gate: float | Tensor) -> None:
         """Makes one gate for all sublayers the default: what `gates=None` means, for notebooks.
@@ -91,11 +104,17 @@ class Gated(nn.Module):
         learned = self.learned_gates()
         return learned if self._set_gates is None else self._set_gates.to(learned)
 
+    def _constant_gates(self, gate: float, batch: int) -> Tensor:
+        """(b, 2L) float32."""
+        shape = (batch, 2 * self.config.n_layers)
+        return torch.full(shape, gate, device=self.stream_embedding.device)
+
     def _checked_gates(self, gates: Tensor | None, batch: int, tokens: int) -> Tensor | None:
-        """Gates of a forward pass, (b, 2L) or (b, t, 2L), on the model's device; None if plain."""
-        if self.config.mhc is None:
+        """Gates of a forward pass, (b, 2L) or (b, t, 2L), on the model's device; None if it takes
+        none."""
+        if self.config.gateless is not None:
             if gates is not None:
-                raise GateError("this model is plain (mhc: null): it takes no gates")
+                raise GateError(f"this model is {self.config.gateless}: it takes no gates")
             return None
         if gates is None:
             return self._default_gates().expand(batch, -1)
@@ -106,4 +125,4 @@ class Gated(nn.Module):
                 f"{self.config.n_gates}), one row per sequence, or one per token; "
                 f"{allowed_gates(self.config.n_layers)} through expand_gates"
             )
-        return gates.to(self.gate_logits.device)
+        return gates.to(self.stream_embedding.device)

@@ -19,7 +19,7 @@ def estimate_flops(model: nn.Module, config: ModelConfig, context: int | None = 
     """FLOPs per token of forward and backward (PaLM, arXiv:2204.02311, B).
 
     6 for each weight of a matrix product, 12 L h d T for attention; look-ups are free. The
-    streams' own mixing adds 6 (n * n + 2 n) c per sublayer.
+    streams' own mixing adds 6 (n * n + 2 n) c per sublayer, 6 * 2 n c where H_res is I.
 
     Args:
         model: a decoder, which may be on the meta device.
@@ -37,7 +37,8 @@ def estimate_flops(model: nn.Module, config: ModelConfig, context: int | None = 
     mixing = 0
     if config.mhc is not None:
         n = config.mhc.n_streams
-        mixing = 6 * config.n_gates * (n * n + 2 * n) * config.d_model
+        weights = 2 * n + (n * n if config.mhc.mixes else 0)
+        mixing = 6 * 2 * config.n_layers * weights * config.d_model
     return 6 * matrices + attention + mixing
 
 

@@ -52,7 +52,7 @@ class EngineBase(ABC):
         self._deltas: list[Delta] = []
         self._stats = EngineStats()
         self._learned: Tensor | None = None
-        if model.config.mhc is not None:
+        if model.config.gateless is None:
             self._learned = model.learned_gates().detach().cpu()
 
     @property

@@ -204,7 +204,8 @@ def prompt_routing(
 
     with watching(decoder, watch):
         device = decoder.embedding.weight.device
-        decoder.hidden(torch.tensor([list(tokens)], device=device), decoder.gate_rows([gates]))
+        rows = decoder.gate_rows_or_none([gates])
+        decoder.hidden(torch.tensor([list(tokens)], device=device), rows)
     return PromptRouting(torch.stack(used), sublayers, routing.composite_gains)
 
 

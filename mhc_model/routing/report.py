@@ -66,8 +66,10 @@ def describe(loaded: Checkpoint) -> str:
         "limit": "the limit of Sinkhorn-Knopp",
         "iterations": f"{mhc.sinkhorn_iters} Sinkhorn-Knopp iterations",
         "permutations": "a mixture of permutations",
+        "identity": "definition the identity",
     }[mhc.projection]
-    return f"{text}\n{mhc.n_streams} streams, H_res by {how}"
+    static = "" if mhc.dynamic else ", the same for every token"
+    return f"{text}\n{mhc.n_streams} streams, H_res by {how}{static}"
 
 
 def observe(loaded: Checkpoint, text: str, gates: RequestGates) -> Routing:
@@ -91,7 +93,7 @@ def observe(loaded: Checkpoint, text: str, gates: RequestGates) -> Routing:
     else:
         raise ConfigError("the text is empty; give one with --text")
     device = model.embedding.weight.device
-    row = model.gate_rows([gates])
+    row = model.gate_rows_or_none([gates])
     with watch_routing(model) as routing, torch.inference_mode():
         model(torch.tensor([tokens], device=device), row)
     return routing

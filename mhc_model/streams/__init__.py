@@ -4,6 +4,7 @@ In: streams (..., n, c), a sublayer's output and a gate. Out: the streams after 
 coefficients H_pre, H_post and H_res of each token. May import the ground (config, errors).
 
     connections.py  `HyperConnection`: coefficients from the streams, and their use
+    projections.py  from logits to H_res, by the name of the projection
     sinkhorn.py     doubly stochastic matrices: the exact limit, its gradient, mixtures
     kernels/        what moves the streams, in torch operations and in Triton
 """

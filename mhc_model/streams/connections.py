@@ -8,6 +8,10 @@ Per token, with x~ = RMSNorm(vec(x)) over all n * c channels:
     y      = F(norm(sum_i H_pre_i x_i))
     x_j   <- sum_i ((1 - g) I + g H_res)_ij x_i + H_post_j y
 
+This is the dynamic form with the projection `limit`. `MHCConfig` has others: another function in
+place of sinkhorn_knopp (`projections.py`), H_res = I with nothing to learn, and the static form,
+which has the biases b alone.
+
 Orientation: H_res[i, j] is what stream i sends to stream j.
 Axes: n streams (senders), m streams (receivers), c channel; `...` is (b, t) or flat tokens.
 """
@@ -24,7 +28,7 @@ from torch import Tensor, nn
 
 from mhc_model.config import MHCConfig
 from mhc_model.streams import kernels
-from mhc_model.streams.sinkhorn import permutation_mixture, sinkhorn_knopp
+from mhc_model.streams.projections import initial_logits, project
 
 
 class Coefficients(NamedTuple):
@@ -33,6 +37,14 @@ class Coefficients(NamedTuple):
     pre: Tensor  # (..., n); from the Triton kernels without a gradient of its own
     post: Tensor  # (..., n)
     res: Tensor  # (..., n, m), doubly stochastic, before the gate
+
+
+class Parameters(NamedTuple):
+    """What turns streams into coefficients; float32, or float64 if they are that."""
+
+    fn: Tensor  # (n * c, k)
+    base: Tensor  # (k,)
+    strength: Tensor  # (k,)
 
 
 def scale_columns(config: MHCConfig) -> Tensor:
@@ -47,10 +59,13 @@ class HyperConnection(nn.Module):
     Parameters carry the names of DeepSeek-V4's published modules and stay float32:
     `fn` (n * c, k) holds phi_pre, phi_post and phi_res side by side, `base` (k,) the biases in the
     same order, `scale` (3,) the strengths s_pre, s_post, s_res. k = 2n + n * n, or 2n + n! where
-    H_res is a mixture of permutations.
+    H_res is a mixture of permutations. Where H_res is I, k = 2n and `scale` is (2,). The static
+    form has `base` alone.
     """
 
     columns: Tensor
+    fn: nn.Parameter | None
+    scale: nn.Parameter | None
 
     def __init__(
         self,
@@ -76,9 +91,12 @@ class HyperConnection(nn.Module):
         self.sublayer = sublayer
         self._norm_eps = norm_eps
         k = 2 * config.n_streams + config.n_res_logits
-        self.fn = nn.Parameter(torch.empty(config.n_streams * d_model, k))
+        self.fn = self.scale = None
+        if config.dynamic:
+            self.fn = nn.Parameter(torch.empty(config.n_streams * d_model, k))
         self.base = nn.Parameter(torch.empty(k))
-        self.scale = nn.Parameter(torch.empty(3))
+        if config.dynamic:
+            self.scale = nn.Parameter(torch.empty(3 if config.mixes else 2))
         self.register_buffer("columns", scale_columns(config), persistent=False)
         self.reset_parameters()
 
@@ -91,11 +109,13 @@ class HyperConnection(nn.Module):
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Initial values of the preset; only `fn` can be random."""
+        self.base.copy_(self.initial_base().to(self.base.device))
+        if self.fn is None or self.scale is None:
+            return
         if self.config.projection_std > 0.0:
             self.fn.normal_(0.0, self.config.projection_std, generator=generator)
         else:
             self.fn.zero_()
-        self.base.copy_(self.initial_base().to(self.base.device))
         self.scale.fill_(self.config.initial_scale(len(self.fn) // self.config.n_streams))
 
     def initial_base(self) -> Tensor:
@@ -106,18 +126,12 @@ class HyperConnection(nn.Module):
         pre = torch.full((n,), config.pre_others)
         pre[self.sublayer % n if config.pre_rotates else 0] = config.pre_own
         post = torch.zeros(n)  # 2 * sigmoid(0) = 1
-        if config.projection == "permutations":
-            res = torch.full((config.n_res_logits,), config.res_off_diagonal)
-            res[0] = config.res_diagonal  # the identity comes first
-        else:
-            res = torch.full((n, n), config.res_off_diagonal)
-            res.fill_diagonal_(config.res_diagonal)
-        return torch.cat([pre, post, res.reshape(-1)])
+        return torch.cat([pre, post, initial_logits(config)])
 
     @torch.no_grad()
     def initial_res(self) -> Tensor:
         """(n, n) float32: H_res at init where the projections are zero."""
-        return self._project(self.initial_base()[2 * self.config.n_streams :])
+        return project(self.initial_base()[2 * self.config.n_streams :], self.config)
 
     def get_connection_matrix(self, x: Tensor | None = None) -> Tensor:
         """H_res before the gate, differentiable: entry (i, j) is what stream i sends to stream j.
@@ -129,7 +143,8 @@ class HyperConnection(nn.Module):
             (b, t, n, n) float32, or (n, n) without streams.
         """
         if x is None:
-            return self._project(kernels.precise(self.base)[2 * self.config.n_streams :])
+            logits = kernels.precise(self.base)[2 * self.config.n_streams :]
+            return project(logits, self.config)
         return self.enter(x)[1].res
 
     def enter(self, x: Tensor) -> tuple[Tensor, Coefficients]:
@@ -147,7 +162,7 @@ class HyperConnection(nn.Module):
             if kernels.takes_triton(x, self.config, self.normalises):
                 parts = (*self._parameters_of(), self.norm_eps, self.config.tau)
                 return _entered(kernels.library.enter(x[:, None], *parts), lead)
-            return self._finish(kernels.enter(x, *self._parameters_of(), self.norm_eps), lead)
+            return self._finish(self._entry(x), lead)
 
     def start(self, e: Tensor, stream_embedding: Tensor) -> tuple[Tensor, Tensor, Coefficients]:
         """Makes the streams and enters the first sublayer.
@@ -164,6 +179,9 @@ class HyperConnection(nn.Module):
             if kernels.takes_triton(e, self.config, self.normalises):
                 x = e[..., None, :] + stream_embedding.to(e.dtype)
                 return x, *self.enter(x)
+            if not self.config.dynamic:
+                x = _tokens(e, 1)[:, None] + stream_embedding.to(e.dtype)
+                return _unflatten(x, lead), *self._finish(self._entry(x), lead)
             parameters = self._parameters_of()
             x, entry = kernels.start(_tokens(e, 1), stream_embedding, *parameters, self.norm_eps)
             return _unflatten(x, lead), *self._finish(entry, lead)
@@ -182,7 +200,8 @@ class HyperConnection(nn.Module):
             (..., n, c), dtype of x.
         """
         with torch.autocast(x.device.type, enabled=False):
-            return _unflatten(kernels.leave(*_departure(x, y, coefficients, gate)), x.shape[:-2])
+            departure = self._departure(x, y, coefficients, gate)
+            return _unflatten(kernels.leave(*departure), x.shape[:-2])
 
     def collapse(self, x: Tensor, y: Tensor, coefficients: Coefficients, gate: Tensor) -> Tensor:
         """The mean of the streams after the last sublayer, (..., c); arguments as in `leave`.
@@ -193,7 +212,7 @@ class HyperConnection(nn.Module):
             if kernels.takes_triton(x, self.config, self.normalises):
                 departure = _triton_departure(x, y, coefficients, gate)
                 return kernels.library.collapse(*departure).view_as(y)
-            return kernels.collapse(*_departure(x, y, coefficients, gate)).view_as(y)
+            return kernels.collapse(*self._departure(x, y, coefficients, gate)).view_as(y)
 
     def cross(
         self, x: Tensor, y: Tensor, previous: Coefficients, gate: Tensor
@@ -210,8 +229,12 @@ class HyperConnection(nn.Module):
                 rows = _triton_departure(x, y, previous, gate)
                 new, entered = kernels.library.cross(*rows, *parts)
                 return new.view_as(x), *_entered(entered, lead)
-            departure = _departure(x, y, previous, gate)
-            new, entry = kernels.cross(*departure, *self._parameters_of(), self.norm_eps)
+            departure = self._departure(x, y, previous, gate)
+            if self.config.dynamic:
+                new, entry = kernels.cross(*departure, *self._parameters_of(), self.norm_eps)
+            else:
+                new = kernels.leave(*departure)
+                entry = self._entry(new)
             return _unflatten(new, lead), *self._finish(entry, lead)
 
     def forward(
@@ -233,31 +256,43 @@ class HyperConnection(nn.Module):
         if gate is not None:
             res = _tokens(gated(_unflatten(res, lead), gate), 2)
         with torch.autocast(x.device.type, enabled=False):
-            return kernels.leave(x, y, post, res).view(shape)
+            return kernels.leave(x, y, post, res if self.config.mixes else None).view(shape)
 
-    def _parameters_of(self) -> tuple[Tensor, Tensor, Tensor]:
+    def _parameters_of(self) -> Parameters:
+        """Of the dynamic form."""
+        assert self.fn is not None
+        assert self.scale is not None
         strength = kernels.precise(self.scale).index_select(0, self.columns)
-        return kernels.precise(self.fn), kernels.precise(self.base), strength
+        return Parameters(kernels.precise(self.fn), kernels.precise(self.base), strength)
+
+    def _entry(self, x: Tensor) -> kernels.Entry:
+        """Streams (T, n, c) as the sublayer finds them."""
+        if self.config.dynamic:
+            return kernels.enter(x, *self._parameters_of(), self.norm_eps)
+        n = self.config.n_streams
+        base = kernels.precise(self.base).expand(len(x), -1)
+        pre, post = torch.sigmoid(base[:, :n]), 2.0 * torch.sigmoid(base[:, n : 2 * n])
+        return kernels.Entry(kernels.read(x, pre), pre, post, base[:, 2 * n :])
+
+    def _departure(
+        self, x: Tensor, y: Tensor, coefficients: Coefficients, gate: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Arguments of `kernels.leave`: everything flat."""
+        mixing = None
+        if self.config.mixes:
+            mixing = _tokens(gated(coefficients.res, gate), 2)
+        return _tokens(x, 2), _tokens(y, 1), _tokens(coefficients.post, 1), mixing
 
     def _finish(self, entry: kernels.Entry, lead: torch.Size) -> tuple[Tensor, Coefficients]:
         coefficients = Coefficients(
             _unflatten(entry.pre, lead),
             _unflatten(entry.post, lead),
-            _unflatten(self._project(entry.logits), lead),
+            _unflatten(project(entry.logits, self.config), lead),
         )
         u = entry.u
         if self.normalises:
             u = F.rms_norm(u, (u.shape[-1],), eps=self.norm_eps)
         return _unflatten(u, lead), coefficients
-
-    def _project(self, logits: Tensor) -> Tensor:
-        """(..., number of logits) -> (..., n, n) doubly stochastic."""
-        config, n = self.config, self.config.n_streams
-        if config.projection == "permutations":
-            return permutation_mixture(logits / config.tau, n)
-        matrices = logits.unflatten(-1, (n, n))
-        exact = config.projection == "limit"
-        return sinkhorn_knopp(matrices, config.sinkhorn_iters, config.tau, exact)
 
 
 def gated(res: Tensor, gate: Tensor) -> Tensor:
@@ -271,14 +306,6 @@ def gated(res: Tensor, gate: Tensor) -> Tensor:
     gate = gate.to(res.dtype).view(gate.shape + (1,) * (res.ndim - gate.ndim))
     # lerp is exact at both ends.
     return torch.lerp(identity, res, gate)
-
-
-def _departure(
-    x: Tensor, y: Tensor, coefficients: Coefficients, gate: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Arguments of `kernels.leave`: everything flat."""
-    mixing = gated(coefficients.res, gate)
-    return _tokens(x, 2), _tokens(y, 1), _tokens(coefficients.post, 1), _tokens(mixing, 2)
 
 
 def _triton_departure(

@@ -50,12 +50,12 @@ def admit(request: EngineCoreRequest, config: ModelConfig) -> None:
         config: of the model.
 
     Raises:
-        RefusedGates: for gates that `resolve_gates` refuses, and for any on a plain model.
+        RefusedGates: for gates that `resolve_gates` refuses, and for any on a model without.
     """
     parameters = request.sampling_params
     given = None if parameters is None else (parameters.extra_args or {}).get(GATES)
     phases = _resolve(given, config)
-    if config.mhc is None:
+    if config.gateless is not None:
         return
     names = tuple(map(_name, phases))
     if parameters is not None and parameters.extra_args is not None:

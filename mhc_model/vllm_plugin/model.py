@@ -97,7 +97,7 @@ class PagedDecoder(nn.Module):
         cast_matrices(self.decoder, vllm_config.model_config.dtype)
 
     def forward(self, tokens: Tensor, positions: Tensor, gates: Tensor | None) -> Tensor:
-        """tokens (t,), positions (t,) and gates (t, 2L), None for a plain model -> (t, c)."""
+        """tokens (t,), positions (t,) and gates (t, 2L), None for a model without -> (t, c)."""
         positions = positions[:, None]
         attend = Attend(*self.decoder.turns(positions), paged=True)
         return self.decoder.through_layers(tokens[:, None], positions, gates, attend)[:, 0]
@@ -136,14 +136,14 @@ class MHCGatesForVLLM(nn.Module):
             positions: (t,).
             intermediate_tensors: must be None.
             inputs_embeds: must be None.
-            gates: (t or more, 2L), a row for each token; None for a plain model.
+            gates: (t or more, 2L), a row for each token; None for a model that takes none.
 
         Raises:
             EngineError: without gates for an mHC model, or with embeddings.
         """
         if input_ids is None or inputs_embeds is not None:
             raise EngineError("this model takes token ids, not embeddings")
-        if self.decoder.config.mhc is None:
+        if self.decoder.config.gateless is not None:
             return self.model(input_ids, positions, None)
         if gates is None:
             raise EngineError(

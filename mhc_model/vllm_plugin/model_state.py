@@ -37,7 +37,7 @@ class GateModelState(DefaultModelState):
         super().__init__(vllm_config, model, encoder_cache, device)
         decoder = cast(Decoder, model.decoder)
         self._learned: list[float] | None = None
-        if decoder.config.mhc is not None:
+        if decoder.config.gateless is None:
             learned = decoder.learned_gates().detach()
             self._learned = learned.tolist()
             size = (self.max_num_reqs, 2 * len(self._learned))

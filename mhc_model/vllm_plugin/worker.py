@@ -38,7 +38,7 @@ class GateRunner(CPUModelRunner):
 
     def _read_learned(self) -> None:
         decoder = self.get_model().decoder
-        if decoder.config.mhc is not None:
+        if decoder.config.gateless is None:
             self._learned = decoder.learned_gates().detach()
             self._token_gates[:] = self._learned
 

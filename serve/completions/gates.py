@@ -171,7 +171,7 @@ class GateChooser:
         self._model = model
         self._policy = policy
         self._learned: Tensor | None = None
-        if model.config.mhc is not None:
+        if model.config.gateless is None:
             self._learned = model.learned_gates().detach().cpu()
         policies = [] if policy is None else [POLICY]
         self._names = [LEARNED, *policies, *model.config.behaviours]
@@ -189,7 +189,9 @@ class GateChooser:
         """
         if self._learned is None:
             if wanted is not None:
-                raise GateError("this model is plain (mhc: null) and has no gates; leave them out")
+                raise GateError(
+                    f"this model is {self._model.config.gateless} and has no gates; leave them out"
+                )
             nothing = [None] * len(prompts)
             return ChosenGates(nothing, nothing, Origin(None), Origin(None))
         both = dict.fromkeys(PhaseGates._fields, wanted)

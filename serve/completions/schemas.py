@@ -311,7 +311,7 @@ class ModelCard(BaseModel):
     checkpoint: str = Field(description="content hash of the weights")
     max_model_len: int = Field(description="most tokens of a prompt and its completion")
     n_layers: int
-    n_gates: int = Field(description="2L; 0 for a plain model")
+    n_gates: int = Field(description="2L; 0 for a model without gates")
     learned_gates: list[float] | None
     policy: bool = Field(description='whether gates may be "policy"')
     behaviours: list[BehaviourCard] = Field(description="whose names gates may be")

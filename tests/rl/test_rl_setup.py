@@ -13,7 +13,7 @@ def test_a_plain_model_is_refused(arguments, tmp_path, tiny_model, tokenizer, ca
         tokenizer,
     )
     assert main([*arguments, "--checkpoint", str(tmp_path / "plain")]) == 2
-    assert "plain model (mhc: null): it has no gates" in capsys.readouterr().err
+    assert "is plain (mhc: null): it has no gates" in capsys.readouterr().err
 
 
 def test_what_is_refused_leaves_no_directory(arguments, tmp_path, capsys):

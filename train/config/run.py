@@ -227,11 +227,11 @@ class TrainConfig(Settings):
         names = self.data.builtin_behaviours
         if self.data.style_words:
             return self
-        if self.model.mhc is None and (self.behaviours or names):
+        if (gateless := self.model.gateless) is not None and (self.behaviours or names):
             field = "behaviours" if self.behaviours else "data.builtin_behaviours"
             raise ValueError(
-                f"{field} has {', '.join(self.behaviours or names)}, but the model is plain (mhc: "
-                f"null) and has no gates; data.style_words: true writes names of behaviours as "
+                f"{field} has {', '.join(self.behaviours or names)}, but the model is {gateless} "
+                f"and has no gates; data.style_words: true writes names of behaviours as "
                 f"words behind the questions"
             )
         known = {**self.model.behaviours, **self.behaviours}

@@ -97,9 +97,9 @@ def check_groups(groups: Iterable[RowGroup], model: ModelConfig) -> None:
     """
     for group, _, first in groups:
         what = f"{first} has {describe_group(group)}"
-        if model.mhc is None:
+        if model.gateless is not None:
             raise DataError(
-                f"{what}, but the model is plain (mhc: null) and has no gates; allowed: rows "
+                f"{what}, but the model is {model.gateless} and has no gates; allowed: rows "
                 f"without, or data.style_words: true (for shards --style-words of train.prepare), "
                 f"which writes names of behaviours as words behind the questions"
             )

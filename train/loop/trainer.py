@@ -265,7 +265,7 @@ class Trainer:
         """Gates of all sequences of the step; each worker takes its rows."""
         config = self.config
         noise = None
-        if config.model.mhc is not None and config.gate_noise_share > 0.0:
+        if config.model.n_gates and config.gate_noise_share > 0.0:
             noise = draw_gate_noise(
                 config.seed,
                 step,

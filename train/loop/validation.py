@@ -93,6 +93,8 @@ class Validation:
             metrics = self._own_losses(decoder)
         metrics |= routing.summary() if self.own else {}
         metrics["h_res_drift"] = self.group.maximum(float(metrics.get("h_res_drift", 0.0)))
+        if decoder.config.gateless is not None:
+            return metrics
         metrics["gates"] = [round(gate, 6) for gate in decoder.learned_gates().tolist()]
         for suffix, gate in VALIDATION_GATES.items():
             bits = self._own_bits(decoder, range(len(self.own)), gate)

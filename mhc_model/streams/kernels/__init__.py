@@ -23,7 +23,16 @@ from torch import Tensor
 from mhc_model.config import MHCConfig
 from mhc_model.errors import ConfigError
 from mhc_model.streams.kernels import library
-from mhc_model.streams.kernels.eager import Entry, collapse, cross, enter, leave, precise, start
+from mhc_model.streams.kernels.eager import (
+    Entry,
+    collapse,
+    cross,
+    enter,
+    leave,
+    precise,
+    read,
+    start,
+)
 
 __all__ = [
     "Entry",
@@ -33,6 +42,7 @@ __all__ = [
     "leave",
     "library",
     "precise",
+    "read",
     "select",
     "start",
     "takes_triton",
@@ -88,6 +98,8 @@ def _obstacle(x: Tensor, mhc: MHCConfig, normalises: bool) -> str | None:
         return f"Triton is not installed, or does not run on {x.device.type}"
     if not normalises:
         return "the norm before the sublayers is LayerNorm; they have RMSNorm"
+    if not mhc.dynamic:
+        return "dynamic is false; they have the dynamic form"
     n, c = mhc.n_streams, x.shape[-1]
     if mhc.projection != "limit":
         return f"the projection is {mhc.projection!r}; they have 'limit'"

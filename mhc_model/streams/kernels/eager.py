@@ -49,6 +49,12 @@ def enter(x: Tensor, fn: Tensor, base: Tensor, strength: Tensor, eps: float) -> 
     return Entry(*_Enter.apply(x, fn, base, strength, eps))
 
 
+def read(x: Tensor, pre: Tensor) -> Tensor:
+    """sum_i pre_i x_i, of streams (T, n, c) and weights (T, n) float32: (T, c), dtype of x."""
+    u: Tensor = _Read.apply(x, pre)
+    return u
+
+
 def start(
     e: Tensor, stream_embedding: Tensor, fn: Tensor, base: Tensor, strength: Tensor, eps: float
 ) -> tuple[Tensor, Entry]:
@@ -63,14 +69,14 @@ def start(
     return x, Entry(*entry)
 
 
-def leave(x: Tensor, y: Tensor, post: Tensor, mixing: Tensor) -> Tensor:
+def leave(x: Tensor, y: Tensor, post: Tensor, mixing: Tensor | None) -> Tensor:
     """New streams: x'_m = sum_n mixing[n, m] x_n + post_m y.
 
     Args:
         x: (T, n, c) streams before the sublayer.
         y: (T, c) output of the sublayer.
         post: (T, n) float32.
-        mixing: (T, n, m) float32, the gated H_res.
+        mixing: (T, n, m) float32, the gated H_res; None where it is I.
 
     Returns:
         (T, n, c), dtype of x.
@@ -83,7 +89,7 @@ def cross(
     x: Tensor,
     y: Tensor,
     post: Tensor,
-    mixing: Tensor,
+    mixing: Tensor | None,
     fn: Tensor,
     base: Tensor,
     strength: Tensor,
@@ -94,9 +100,10 @@ def cross(
     return new, Entry(*entry)
 
 
-def collapse(x: Tensor, y: Tensor, post: Tensor, mixing: Tensor) -> Tensor:
+def collapse(x: Tensor, y: Tensor, post: Tensor, mixing: Tensor | None) -> Tensor:
     """The mean of the streams that `leave` gives, (T, c), without making them."""
-    total: Tensor = _Collapse.apply(x, y, mixing.mean(dim=-1), post.mean(dim=-1, keepdim=True))
+    weights = torch.full_like(post, 1.0 / post.shape[-1]) if mixing is None else mixing.mean(dim=-1)
+    total: Tensor = _Collapse.apply(x, y, weights, post.mean(dim=-1, keepdim=True))
     return total
 
 
@@ -166,14 +173,17 @@ def _enter_backward(
     return parts, (dfn, draw.sum(dim=0), (draw * projected).sum(dim=0))
 
 
-def _leave(x: Tensor, y: Tensor, post: Tensor, mixing: Tensor) -> Tensor:
-    new = torch.bmm(mixing.mT, x.to(mixing.dtype))
+def _leave(x: Tensor, y: Tensor, post: Tensor, mixing: Tensor | None) -> Tensor:
+    streams = x.to(post.dtype)
+    if mixing is None:
+        return torch.addcmul(streams, post[:, :, None], y[:, None]).to(x.dtype)
+    new = torch.bmm(mixing.mT, streams)
     return new.addcmul_(post[:, :, None], y[:, None]).to(x.dtype)
 
 
 def _leave_backward(
-    x: Tensor, y: Tensor, post: Tensor, mixing: Tensor, grad: Callable[[slice], Tensor]
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    x: Tensor, y: Tensor, post: Tensor, mixing: Tensor | None, grad: Callable[[slice], Tensor]
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Gradients of x, y, post and mixing, where grad(part) is that of the new streams (T, n, c)."""
     streams, column, row = x.to(post.dtype), y.to(post.dtype)[:, :, None], post[:, None]
     pieces = []
@@ -182,16 +192,19 @@ def _leave_backward(
     for part in parts:
         d = grad(part)
         if dx is None:
-            dx = torch.bmm(mixing[part], d)
+            dx = d if mixing is None else torch.bmm(mixing[part], d)
+        elif mixing is None:
+            dx[part] = d
         else:
             torch.bmm(mixing[part], d, out=dx[part])
         dy, dpost = torch.bmm(row[part], d), torch.bmm(d, column[part])
-        pieces.append((dy[:, 0], dpost[:, :, 0], torch.bmm(streams[part], d.mT)))
-    dy, dpost, dmixing = (
+        piece = (dy[:, 0], dpost[:, :, 0])
+        pieces.append(piece if mixing is None else (*piece, torch.bmm(streams[part], d.mT)))
+    dy, dpost, *dmixing = (
         piece[0] if len(piece) == 1 else torch.cat(piece) for piece in zip(*pieces, strict=True)
     )
     assert dx is not None
-    return dx.to(x.dtype), dy.to(y.dtype), dpost, dmixing
+    return dx.to(x.dtype), dy.to(y.dtype), dpost, dmixing[0] if dmixing else None
 
 
 def _parts(x: Tensor) -> list[slice]:
@@ -222,6 +235,22 @@ class _Enter(torch.autograd.Function):
             gradient, others = _enter_backward(streams, strength, _Saved(*saved), grads)
             dx = gradient.add_to(None, streams, fn, slice(None))
         return dx.to(x.dtype), *others, None
+
+
+class _Read(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, pre: Tensor) -> Tensor:
+        ctx.save_for_backward(x, pre)
+        return torch.bmm(pre[:, None], x.to(pre.dtype))[:, 0].to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        x, pre = ctx.saved_tensors
+        with torch.autocast(x.device.type, enabled=False):
+            grad = grad.to(pre.dtype)
+            dx = (pre[:, :, None] * grad[:, None]).to(x.dtype)
+            return dx, torch.bmm(x.to(pre.dtype), grad[:, :, None])[:, :, 0]
 
 
 class _Start(torch.autograd.Function):
@@ -259,13 +288,13 @@ class _Start(torch.autograd.Function):
 
 class _Leave(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor, post: Tensor, mixing: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, y: Tensor, post: Tensor, mixing: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, y, post, mixing)
         return _leave(x, y, post, mixing)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, y, post, mixing = ctx.saved_tensors
         with torch.autocast(x.device.type, enabled=False):
             grad = grad.to(post.dtype)
@@ -281,7 +310,7 @@ class _Cross(torch.autograd.Function):
         x: Tensor,
         y: Tensor,
         post: Tensor,
-        mixing: Tensor,
+        mixing: Tensor | None,
         fn: Tensor,
         base: Tensor,
         strength: Tensor,

@@ -135,7 +135,7 @@ def test_errors(line, checkpoints, tmp_path, capsys):
         assert main([*line, *arguments]) == 2
         return capsys.readouterr().err
 
-    for name, words in (("plain", "plain model"), ("mhc", "has no behaviours")):
+    for name, words in (("plain", "is plain (mhc: null)"), ("mhc", "has no behaviours")):
         error = refused("--checkpoint", str(checkpoints[0] / name))
         assert words in error
         assert "behaviours: {direct: {gates: [0.0, 0.3]}" in error

@@ -86,7 +86,7 @@ def test_points_can_be_left_out_or_few(tiny_config):
 def test_models_without_behaviours_are_told_what_to_do(tiny_config):
     for config, what in (
         (tiny_config(), "runs/x has no behaviours"),
-        (tiny_config(plain=True), r"runs/x is a plain model \(mhc: null\)"),
+        (tiny_config(plain=True), r"runs/x is plain \(mhc: null\)"),
     ):
         with pytest.raises(ConfigError, match=what + r".*train one with behaviours.*direct: \{"):
             control_points(config, 3, "runs/x")

@@ -28,5 +28,5 @@ def test_iterations_replace_the_limit_and_share_the_weights(make_model, tiny_mod
     with pytest.raises(ConfigError, match="plain"):
         with_iterations(make_model(mhc=False), 3)
     lite = Decoder(tiny_model(mhc={"projection": "permutations"}).config)
-    with pytest.raises(ConfigError, match="mixture of permutations"):
+    with pytest.raises(ConfigError, match="projection is 'permutations'"):
         with_iterations(lite, 3)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from mhc_model import Decoder, MHCConfig, ModelConfig, sinkhorn_knopp
 from mhc_model.routing import watch_routing
 from mhc_model.streams import HyperConnection
+from mhc_model.streams.projections import project
 
 B, T, C = 2, 5, 12
 EPS = 1e-6
@@ -43,7 +44,7 @@ def formulas(connection: HyperConnection, x, gate, sublayer):
     s_pre, s_post, s_res = connection.scale
     pre, post = torch.sigmoid(s_pre * pre + b_pre), 2 * torch.sigmoid(s_post * post + b_post)
     if config.projection == "permutations":
-        res = connection._project(s_res * res + b_res)
+        res = project(s_res * res + b_res, config)
     else:
         logits = (s_res * res + b_res).unflatten(-1, (n, n)) / config.tau
         for _ in range(2000 if config.projection == "limit" else config.sinkhorn_iters):

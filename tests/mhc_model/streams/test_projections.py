@@ -1,0 +1,116 @@
+"""Every member of the family against its formulas: values, sums and gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from variant_cases import VARIANTS, made, through_connections, through_formulas
+
+from mhc_model import MHCConfig
+from mhc_model.streams import HyperConnection, doubly_stochastic_error
+from mhc_model.streams.kernels.eager import PART
+
+T, C = 7, 6
+
+
+def draw(*shape: int, seed: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("tokens", [T, 2 * PART + 3])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_values_and_gradients_are_those_of_the_formulas(name, tokens):
+    """Three sublayers in float32 against float64 under autograd."""
+    connections = [made(VARIANTS[name], k) for k in range(3)]
+    e, embedding, direction = draw(tokens, C, seed=1), draw(4, C, seed=2), draw(tokens, C, seed=3)
+    gates = torch.rand(tokens, 3, generator=torch.Generator().manual_seed(4))
+    given = [e, embedding, gates]
+    exact = [value.double().requires_grad_() for value in given]
+    parameters = [
+        {key: value.detach().double().requires_grad_() for key, value in each.named_parameters()}
+        for each in connections
+    ]
+    expected = through_formulas(connections[0].config, parameters, *exact, torch.sin)
+    (expected * direction.double()).sum().backward()
+    own = [value.clone().requires_grad_() for value in given]
+    found = through_connections(connections, *own, torch.sin)
+    (found * direction).sum().backward()
+    torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-5)
+    pairs = [
+        *zip(own, exact, strict=True),
+        *(
+            (value, truth[key])
+            for each, truth in zip(connections, parameters, strict=True)
+            for key, value in each.named_parameters()
+        ),
+    ]
+    for value, truth in pairs:
+        if truth.grad is None or value.grad is None:  # of gates where H_res is I
+            assert name in ("identity", "accepting", "static_identity")
+            assert value is own[2]
+            continue
+        error = (value.grad.double() - truth.grad).norm() / truth.grad.norm()
+        assert error < 1e-5, f"{name}: shape {tuple(value.shape)}: {error:.1e}"
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("spread", [1.0, 8.0])
+def test_h_res_is_doubly_stochastic(name, spread):
+    connection = made(VARIANTS[name], 1)
+    with torch.no_grad():
+        connection.base.mul_(spread / 0.4)
+    matrix = connection.enter(draw(5, T, 4, C, seed=5))[1].res
+    assert matrix.shape == (5, T, 4, 4)
+    assert matrix.min() >= 0.0
+    assert max(float(error.max()) for error in doubly_stochastic_error(matrix)) < 1e-6
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("n", [2, 4])
+def test_one_sublayer_by_itself(name, n):
+    """`forward` and `leave` do what `cross` does."""
+    connection, x = made(VARIANTS[name], 2, n), draw(2, T, n, C, seed=6)
+    gate = torch.tensor([0.0, 0.7])
+    u, found = connection.enter(x)
+    expected = connection.leave(x, torch.sin(u), found, gate)
+    torch.testing.assert_close(connection(x, torch.sin, gate), expected, atol=1e-6, rtol=0)
+    pre, post = found.pre, found.post
+    assert pre.shape == post.shape == (2, T, n)
+    kept = x[0] + post[0, :, :, None] * torch.sin(u)[0, :, None]
+    torch.testing.assert_close(expected[0], kept, atol=1e-6, rtol=0)
+
+
+def test_identity_has_nothing_of_h_res():
+    connection = HyperConnection(MHCConfig(projection="identity"), C, 0, EPS := 1e-6)
+    shapes = {name: tuple(value.shape) for name, value in connection.named_parameters()}
+    assert shapes == {"fn": (4 * C, 8), "base": (8,), "scale": (2,)}
+    assert connection.norm_eps == EPS
+    assert torch.equal(connection.get_connection_matrix(), torch.eye(4))
+    assert torch.equal(connection.initial_res(), torch.eye(4))
+
+
+def test_static_has_biases_only_and_is_the_same_for_every_token():
+    connection = made({"dynamic": False}, 0)
+    assert [name for name, _ in connection.named_parameters()] == ["base"]
+    found = connection.enter(draw(2, T, 4, C, seed=7))[1]
+    for value in found:
+        assert torch.equal(value, value[:1, :1].expand_as(value))
+    assert torch.equal(found.res[0, 0], connection.get_connection_matrix())
+    dynamic = made({}, 0).enter(draw(2, T, 4, C, seed=7))[1]
+    assert not torch.equal(dynamic.pre[0, 0], dynamic.pre[0, 1])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_streams_keep_their_dtype_and_coefficients_are_float32(name, dtype):
+    connections = [made(VARIANTS[name], k) for k in range(2)]
+    gates = torch.full((T, 2), 0.5)
+    given = (draw(T, C, seed=1).to(dtype), draw(4, C, seed=2), gates, torch.sin)
+    mean = through_connections(connections, *given)
+    assert mean.dtype == dtype
+    mean.float().sum().backward()
+    assert connections[0].base.grad.isfinite().all()
+    assert all(
+        value.dtype == torch.float32
+        for value in connections[0].enter(draw(T, 4, C, seed=3).to(dtype))[1]
+    )

@@ -1,0 +1,113 @@
+"""The family of hyper-connections: its members, and their formulas in float64 under autograd."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mhc_model import MHCConfig
+from mhc_model.streams import HyperConnection
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "identity": {"projection": "identity"},
+    "accepting": {"projection": "identity", "gates": "accept"},
+    "static": {"dynamic": False},
+    "static_lite": {"dynamic": False, "projection": "permutations"},
+    "static_identity": {"dynamic": False, "projection": "identity"},
+}
+EPS = 1e-6
+
+
+def made(fields: dict[str, Any], sublayer: int, n: int = 4, c: int = 6) -> HyperConnection:
+    """A connection whose every parameter is random and counts."""
+    generator = torch.Generator().manual_seed(sublayer)
+    connection = HyperConnection(MHCConfig(n_streams=n, **fields), c, sublayer, EPS)
+    with torch.no_grad():
+        for parameter in connection.parameters():
+            parameter.normal_(0.0, 0.4, generator=generator)
+    return connection
+
+
+def sinkhorn(logits: Tensor) -> Tensor:
+    p = torch.softmax(logits, dim=-1)
+    for _ in range(600):
+        p = p / p.sum(dim=-2, keepdim=True)
+        p = p / p.sum(dim=-1, keepdim=True)
+    return p
+
+
+def mixture(logits: Tensor, n: int) -> Tensor:
+    identity = torch.eye(n, dtype=logits.dtype)
+    weights = torch.softmax(logits, dim=-1)
+    orders = itertools.permutations(range(n))
+    return sum(weights[..., i, None, None] * identity[list(o)] for i, o in enumerate(orders))
+
+
+def h_res(logits: Tensor, config: MHCConfig) -> Tensor:
+    n = config.n_streams
+    match config.projection:
+        case "identity":
+            return torch.eye(n, dtype=logits.dtype).expand(*logits.shape[:-1], n, n)
+        case "permutations":
+            return mixture(logits, n)
+        case "limit":
+            return sinkhorn(logits.unflatten(-1, (n, n)))
+    raise NotImplementedError(config.projection)
+
+
+def coefficients(
+    config: MHCConfig, parameters: dict[str, Tensor], x: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """H_pre (T, n), H_post (T, n) and H_res (T, n, n) of streams x (T, n, c)."""
+    n, raw = config.n_streams, parameters["base"].expand(len(x), -1)
+    if config.dynamic:
+        flat = x.flatten(1)
+        normed = flat / (flat.square().mean(dim=1, keepdim=True) + EPS).sqrt()
+        scale = parameters["scale"]
+        sizes = torch.tensor([n, n, raw.shape[1] - 2 * n][: len(scale)])
+        raw = raw + normed @ parameters["fn"] * scale.repeat_interleave(sizes)
+    pre, post = torch.sigmoid(raw[:, :n]), 2 * torch.sigmoid(raw[:, n : 2 * n])
+    return pre, post, h_res(raw[:, 2 * n :], config)
+
+
+def through_formulas(
+    config: MHCConfig,
+    parameters: Sequence[dict[str, Tensor]],
+    e: Tensor,
+    embedding: Tensor,
+    gates: Tensor,
+    sublayer: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """The mean of the streams (T, c) after every sublayer, from e (T, c) and gates (T, sublayers).
+
+    One formula after another, in the dtype of e.
+    """
+    x = e[:, None] + embedding
+    identity = torch.eye(config.n_streams, dtype=e.dtype)
+    for k, own in enumerate(parameters):
+        pre, post, res = coefficients(config, own, x)
+        u = torch.einsum("ti,tic->tc", pre, x)
+        y = sublayer(u / (u.square().mean(dim=1, keepdim=True) + EPS).sqrt())
+        gate = gates[:, k, None, None]
+        mixing = (1 - gate) * identity + gate * res
+        x = torch.einsum("tij,tic->tjc", mixing, x) + post[:, :, None] * y[:, None]
+    return x.mean(dim=1)
+
+
+def through_connections(
+    connections: Sequence[HyperConnection],
+    e: Tensor,
+    embedding: Tensor,
+    gates: Tensor,
+    sublayer: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """The same as the decoder does it."""
+    x, u, found = connections[0].start(e, embedding)
+    for k, after in enumerate(connections[1:]):
+        x, u, found = after.cross(x, sublayer(u), found, gates[:, k])
+    return connections[-1].collapse(x, sublayer(u), found, gates[:, -1])
