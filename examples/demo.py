@@ -31,6 +31,9 @@ from evals.problems import load_problems
 ROOT = Path(__file__).resolve().parent.parent
 DATA = "builtin:1,2"
 BEHAVIOURS = ("direct", "worked")
+TASKS = ("gsm8k", "bpb")  # of every column
+OTHER_TASKS = ("gsm8k_8shot", "hellaswag", "arc_easy")
+REPORTED = (f"baseline ({BEHAVIOURS[-1]})", "mHC, learned gates", "mHC, RL gates")
 
 
 def main() -> None:
@@ -69,11 +72,12 @@ def main() -> None:
         "mHC, RL gates": (mhc, f"policy:{rl / 'policy'}", None),
     }
     results = []
-    whole = {f"baseline ({BEHAVIOURS[-1]})", "mHC, learned gates", "mHC, RL gates"}
+    # The report compares these three by everything else too.
+    others = {label: (*OTHER_TASKS, "--choice-data", data) for label in REPORTED}
+    others[REPORTED[1]] = (*OTHER_TASKS, *cost_tasks(baseline), "--choice-data", data)
     for position, (label, (checkpoint, gates, words)) in enumerate(columns.items()):
         out = runs / f"evals-{position}"
-        others = others_of_plan(data) if label in whole else ()
-        evaluate(checkpoint, gates, words, out, arguments.limit, others)
+        evaluate(checkpoint, gates, words, out, arguments.limit, others.get(label, ()))
         results.append(out / "results.json")
     answers = ask_served_model(mhc, rl / "policy")
 
@@ -85,7 +89,7 @@ def main() -> None:
             print(f"    gates {gates}: {text!r}")
     print(flush=True)
     cost = str(yaml.safe_load((rl / "config.yaml").read_text(encoding="utf-8"))["token_cost"])
-    labels = ("--labels", *columns, "--token-cost", cost)
+    labels = ("--labels", *columns, "--token-cost", cost, "--tasks", *TASKS)
     command("evals.compare", *map(str, results), *labels)
     command("evals.report", str(runs), "--out", str(runs / "report"), "--token-cost", cost)
     print(f"\nResults are in {runs}:")
@@ -111,16 +115,15 @@ def evaluate(
         *("--data", DATA, "--limit", str(limit), "--out", str(out), "--max-tokens", "64"),
         *("--max-batch", "128"),
         *(() if words is None else ("--words", words)),
-        *("--tasks", "gsm8k", "bpb", *others),
+        *("--tasks", *TASKS, *others),
     )
 
 
-def others_of_plan(data: str) -> tuple[str, ...]:
-    """Tasks that the report's three models are compared by, as `python -m evals` takes them."""
+def cost_tasks(baseline: Path) -> tuple[str, ...]:
+    """Latency and memory beside the baseline's, both in one process."""
     latency = {"batches": "8", "prompt-tokens": "64", "new-tokens": "32", "repeats": "5"}
     options = [part for name, value in latency.items() for part in (f"--latency.{name}", value)]
-    tasks = ("gsm8k_8shot", "hellaswag", "arc_easy", "latency", "memory")
-    return (*tasks, "--choice-data", data, *options)
+    return ("latency", "memory", *options, "--against", str(baseline))
 
 
 def best_constant(rl: Path) -> str:
