@@ -137,7 +137,7 @@ class Decoder(Gated):
 
     def _warn_if_mixing_is_stuck(self, mhc: MHCConfig) -> None:
         start = self.connections()[0].initial_res()
-        if (start - torch.eye(mhc.n_streams)).abs().max() < 1e-12:
+        if mhc.constrained and (start - torch.eye(mhc.n_streams)).abs().max() < 1e-12:
             warnings.warn(
                 f"H_res starts as the identity (tau {mhc.tau}, b_res {mhc.res_diagonal} on the "
                 f"diagonal and {mhc.res_off_diagonal} beside it): no gradient reaches it and it "

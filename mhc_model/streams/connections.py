@@ -9,8 +9,8 @@ Per token, with x~ = RMSNorm(vec(x)) over all n * c channels:
     x_j   <- sum_i ((1 - g) I + g H_res)_ij x_i + H_post_j y
 
 This is the dynamic form with the projection `limit`. `MHCConfig` has others: another function in
-place of sinkhorn_knopp (`projections.py`), H_res = I with nothing to learn, and the static form,
-which has the biases b alone.
+place of sinkhorn_knopp (`projections.py`), H_res = I with nothing to learn, the static form, which
+has the biases b alone, and unconstrained HC, where each of the three is s tanh(x~ phi) + b.
 
 Orientation: H_res[i, j] is what stream i sends to stream j.
 Axes: n streams (senders), m streams (receivers), c channel; `...` is (b, t) or flat tokens.
@@ -36,7 +36,7 @@ class Coefficients(NamedTuple):
 
     pre: Tensor  # (..., n); from the Triton kernels without a gradient of its own
     post: Tensor  # (..., n)
-    res: Tensor  # (..., n, m), doubly stochastic, before the gate
+    res: Tensor  # (..., n, m), before the gate; doubly stochastic, unless the projection is `free`
 
 
 class Parameters(NamedTuple):
@@ -126,6 +126,8 @@ class HyperConnection(nn.Module):
         pre = torch.full((n,), config.pre_others)
         pre[self.sublayer % n if config.pre_rotates else 0] = config.pre_own
         post = torch.zeros(n)  # 2 * sigmoid(0) = 1
+        if not config.constrained:
+            pre, post = torch.sigmoid(pre), torch.ones(n)  # themselves
         return torch.cat([pre, post, initial_logits(config)])
 
     @torch.no_grad()
@@ -179,7 +181,7 @@ class HyperConnection(nn.Module):
             if kernels.takes_triton(e, self.config, self.normalises):
                 x = e[..., None, :] + stream_embedding.to(e.dtype)
                 return x, *self.enter(x)
-            if not self.config.dynamic:
+            if not self._is_fused:
                 x = _tokens(e, 1)[:, None] + stream_embedding.to(e.dtype)
                 return _unflatten(x, lead), *self._finish(self._entry(x), lead)
             parameters = self._parameters_of()
@@ -230,7 +232,7 @@ class HyperConnection(nn.Module):
                 new, entered = kernels.library.cross(*rows, *parts)
                 return new.view_as(x), *_entered(entered, lead)
             departure = self._departure(x, y, previous, gate)
-            if self.config.dynamic:
+            if self._is_fused:
                 new, entry = kernels.cross(*departure, *self._parameters_of(), self.norm_eps)
             else:
                 new = kernels.leave(*departure)
@@ -258,6 +260,12 @@ class HyperConnection(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             return kernels.leave(x, y, post, res if self.config.mixes else None).view(shape)
 
+    @property
+    def _is_fused(self) -> bool:
+        """Whether a boundary is one function with a gradient by hand; the others are for controls
+        and comparisons, and leave more of it to autograd."""
+        return self.config.dynamic and self.config.constrained
+
     def _parameters_of(self) -> Parameters:
         """Of the dynamic form."""
         assert self.fn is not None
@@ -267,12 +275,26 @@ class HyperConnection(nn.Module):
 
     def _entry(self, x: Tensor) -> kernels.Entry:
         """Streams (T, n, c) as the sublayer finds them."""
-        if self.config.dynamic:
+        if self._is_fused:
             return kernels.enter(x, *self._parameters_of(), self.norm_eps)
+        pre, post, logits = self._coefficients(x)
+        return kernels.Entry(kernels.read(x, pre), pre, post, logits)
+
+    def _coefficients(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """H_pre, H_post and the logits of H_res, each (T, ...), of streams (T, n, c)."""
         n = self.config.n_streams
-        base = kernels.precise(self.base).expand(len(x), -1)
-        pre, post = torch.sigmoid(base[:, :n]), 2.0 * torch.sigmoid(base[:, n : 2 * n])
-        return kernels.Entry(kernels.read(x, pre), pre, post, base[:, 2 * n :])
+        if self.config.dynamic:
+            fn, base, strength = self._parameters_of()
+            projected = kernels.project(x, fn, self.norm_eps)
+            if not self.config.constrained:
+                projected = torch.tanh(projected)
+            raw = torch.addcmul(base, projected, strength)
+        else:
+            raw = kernels.precise(self.base).expand(len(x), -1)
+        pre, post, logits = raw.tensor_split((n, 2 * n), dim=1)
+        if self.config.constrained:
+            pre, post = torch.sigmoid(pre), 2.0 * torch.sigmoid(post)
+        return pre, post, logits
 
     def _departure(
         self, x: Tensor, y: Tensor, coefficients: Coefficients, gate: Tensor

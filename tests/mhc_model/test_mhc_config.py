@@ -13,6 +13,7 @@ from mhc_model.settings import validate_settings
     ("fields", "words"),
     [
         ({"projection": "identities"}, r"mhc\.projection"),
+        ({"projection": "kronecker", "n_streams": 6}, r"n_streams is 6;.*2, 4 or 8"),
         ({"gates": "accept"}, r"gates is 'accept' with the projection 'limit'"),
         ({"gates": "ignore"}, r"mhc\.gates"),
         ({"dynamic": False, "projection_std": 0.01}, r"projection_std is 0\.01, but dynamic"),

@@ -16,8 +16,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
     "identity": {"projection": "identity"},
     "accepting": {"projection": "identity", "gates": "accept"},
+    "kronecker": {"projection": "kronecker"},
+    "free": {"projection": "free"},
     "static": {"dynamic": False},
     "static_lite": {"dynamic": False, "projection": "permutations"},
+    "static_kronecker": {"dynamic": False, "projection": "kronecker"},
+    "static_free": {"dynamic": False, "projection": "free"},
     "static_identity": {"dynamic": False, "projection": "identity"},
 }
 EPS = 1e-6
@@ -48,6 +52,19 @@ def mixture(logits: Tensor, n: int) -> Tensor:
     return sum(weights[..., i, None, None] * identity[list(o)] for i, o in enumerate(orders))
 
 
+def factors(logits: Tensor) -> Tensor:
+    """Each token's Kronecker product by torch.kron, with a softmax over both permutations."""
+    found = []
+    for row in logits.reshape(-1, logits.shape[-1]):
+        product = torch.ones(1, 1, dtype=logits.dtype)
+        for logit in row:
+            stay, swap = torch.softmax(torch.stack([logit, torch.zeros_like(logit)]), dim=0)
+            product = torch.kron(product, torch.stack([stay, swap, swap, stay]).view(2, 2))
+        found.append(product)
+    n = 2 ** logits.shape[-1]
+    return torch.stack(found).view(*logits.shape[:-1], n, n)
+
+
 def h_res(logits: Tensor, config: MHCConfig) -> Tensor:
     n = config.n_streams
     match config.projection:
@@ -55,6 +72,10 @@ def h_res(logits: Tensor, config: MHCConfig) -> Tensor:
             return torch.eye(n, dtype=logits.dtype).expand(*logits.shape[:-1], n, n)
         case "permutations":
             return mixture(logits, n)
+        case "kronecker":
+            return factors(logits)
+        case "free":
+            return logits.unflatten(-1, (n, n))
         case "limit":
             return sinkhorn(logits.unflatten(-1, (n, n)))
     raise NotImplementedError(config.projection)
@@ -70,7 +91,12 @@ def coefficients(
         normed = flat / (flat.square().mean(dim=1, keepdim=True) + EPS).sqrt()
         scale = parameters["scale"]
         sizes = torch.tensor([n, n, raw.shape[1] - 2 * n][: len(scale)])
-        raw = raw + normed @ parameters["fn"] * scale.repeat_interleave(sizes)
+        projected = normed @ parameters["fn"]
+        if config.projection == "free":  # HC, arXiv:2409.19606
+            projected = torch.tanh(projected)
+        raw = raw + projected * scale.repeat_interleave(sizes)
+    if config.projection == "free":
+        return raw[:, :n], raw[:, n : 2 * n], h_res(raw[:, 2 * n :], config)
     pre, post = torch.sigmoid(raw[:, :n]), 2 * torch.sigmoid(raw[:, n : 2 * n])
     return pre, post, h_res(raw[:, 2 * n :], config)
 

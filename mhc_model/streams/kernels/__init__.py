@@ -30,6 +30,7 @@ from mhc_model.streams.kernels.eager import (
     enter,
     leave,
     precise,
+    project,
     read,
     start,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "leave",
     "library",
     "precise",
+    "project",
     "read",
     "select",
     "start",
