@@ -42,6 +42,17 @@ class MHCConfig(Settings):
         description="H_pre, H_post and H_res depend on the token; false: on the biases alone "
         "(static mHC), with no projections phi and no strengths",
     )
+    single_pass: bool = Field(
+        False,
+        description="a sublayer reads with the H_pre made at the one before (DeepSeek-V4.1); the "
+        "first one reads stream 0",
+    )
+    collapse: Literal["mean", "learned"] = Field(
+        "mean",
+        description="how the streams become one after the last layer: their mean, or a sum with "
+        "weights of the token, sigmoid(s x~ phi + b), at init 1 / n; with single_pass: the H_pre "
+        "made at the last sublayer",
+    )
     sinkhorn_iters: int = Field(
         20,
         ge=1,
@@ -108,6 +119,11 @@ class MHCConfig(Settings):
             raise ValueError(
                 f"gates is 'accept' with the projection {self.projection!r}, where gates count "
                 f"anyway; leave it out: it is for the projection 'identity'"
+            )
+        if self.single_pass and not self.dynamic:
+            raise ValueError(
+                "single_pass is true, but dynamic is false: static coefficients do not depend on "
+                "the streams, so it is all the same where they are made; leave it out"
             )
         for field, value in (
             ("projection_std", self.projection_std or None),

@@ -18,8 +18,8 @@ from mhc_model.errors import GateError
 from mhc_model.routing import prompt_routing, watch_routing
 from mhc_model.streams import connections
 
-WITH_GATES = [name for name in VARIANTS if name not in ("identity", "static_identity")]
-WITHOUT = [name for name in VARIANTS if name not in WITH_GATES]
+WITHOUT = ["identity", "static_identity", "still_learned_collapse"]
+WITH_GATES = [name for name in VARIANTS if name not in WITHOUT]
 
 
 @pytest.fixture(scope="module", params=VARIANTS)
@@ -147,6 +147,14 @@ def test_gates_blend_h_res_with_the_identity(tiny_model, monkeypatch, name):
         patch.setattr(connections, "project", lambda logits, _: torch.eye(4).expand(36, 4, 4))
         assert torch.equal(model(tokens, torch.full((3, 6), 0.6)), closed)
     assert (opened - closed).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["default", "learned_collapse", "single_pass_to_the_end"])
+def test_a_learned_collapse_makes_the_last_gate_count(tiny_model, name):
+    model = tiny_model(mhc=VARIANTS[name])
+    model(tokens_of(model)).square().sum().backward()
+    last = float(model.gate_logits.grad[-1].abs() / model.gate_logits.grad.abs().max())
+    assert last < 1e-5 if name == "default" else last > 1e-3
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mhc_model import MHCConfig
-from mhc_model.streams import HyperConnection
+from mhc_model.streams import HyperConnection, StreamHead
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -20,6 +20,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "free": {"projection": "free"},
     "static": {"dynamic": False},
     "static_lite": {"dynamic": False, "projection": "permutations"},
+    "single_pass": {"single_pass": True},
+    "single_pass_to_the_end": {"single_pass": True, "collapse": "learned"},
+    "single_pass_free": {"single_pass": True, "projection": "free"},
+    "learned_collapse": {"collapse": "learned"},
+    "static_learned_collapse": {"dynamic": False, "collapse": "learned"},
+    "still_learned_collapse": {"projection": "identity", "collapse": "learned"},
     "static_kronecker": {"dynamic": False, "projection": "kronecker"},
     "static_free": {"dynamic": False, "projection": "free"},
     "static_identity": {"dynamic": False, "projection": "identity"},
@@ -35,6 +41,18 @@ def made(fields: dict[str, Any], sublayer: int, n: int = 4, c: int = 6) -> Hyper
         for parameter in connection.parameters():
             parameter.normal_(0.0, 0.4, generator=generator)
     return connection
+
+
+def made_head(fields: dict[str, Any], n: int = 4, c: int = 6) -> StreamHead | None:
+    """A collapse whose every parameter is random and counts, where the model has one."""
+    config = MHCConfig(n_streams=n, **fields)
+    if config.collapse == "mean" or config.single_pass:
+        return None
+    head, generator = StreamHead(config, c, EPS), torch.Generator().manual_seed(99)
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.normal_(0.0, 0.4, generator=generator)
+    return head
 
 
 def sinkhorn(logits: Tensor) -> Tensor:
@@ -108,21 +126,33 @@ def through_formulas(
     embedding: Tensor,
     gates: Tensor,
     sublayer: Callable[[Tensor], Tensor],
+    head: dict[str, Tensor] | None = None,
 ) -> Tensor:
-    """The mean of the streams (T, c) after every sublayer, from e (T, c) and gates (T, sublayers).
+    """The streams as one (T, c) after every sublayer, from e (T, c) and gates (T, sublayers).
 
     One formula after another, in the dtype of e.
     """
     x = e[:, None] + embedding
     identity = torch.eye(config.n_streams, dtype=e.dtype)
+    handed = identity[0].expand(len(e), -1)
     for k, own in enumerate(parameters):
         pre, post, res = coefficients(config, own, x)
-        u = torch.einsum("ti,tic->tc", pre, x)
+        u = torch.einsum("ti,tic->tc", handed if config.single_pass else pre, x)
+        handed = pre
         y = sublayer(u / (u.square().mean(dim=1, keepdim=True) + EPS).sqrt())
         gate = gates[:, k, None, None]
         mixing = (1 - gate) * identity + gate * res
         x = torch.einsum("tij,tic->tjc", mixing, x) + post[:, :, None] * y[:, None]
-    return x.mean(dim=1)
+    if config.collapse == "mean":
+        return x.mean(dim=1)
+    if head is not None:
+        raw = head["base"]
+        if config.dynamic:
+            flat = x.flatten(1)
+            normed = flat / (flat.square().mean(dim=1, keepdim=True) + EPS).sqrt()
+            raw = raw + normed @ head["fn"] * head["scale"]
+        handed = torch.sigmoid(raw).expand(len(x), -1)
+    return torch.einsum("ti,tic->tc", handed, x)
 
 
 def through_connections(
@@ -131,9 +161,10 @@ def through_connections(
     embedding: Tensor,
     gates: Tensor,
     sublayer: Callable[[Tensor], Tensor],
+    head: StreamHead | None = None,
 ) -> Tensor:
     """The same as the decoder does it."""
     x, u, found = connections[0].start(e, embedding)
     for k, after in enumerate(connections[1:]):
         x, u, found = after.cross(x, sublayer(u), found, gates[:, k])
-    return connections[-1].collapse(x, sublayer(u), found, gates[:, -1])
+    return connections[-1].collapse(x, sublayer(u), found, gates[:, -1], head)
