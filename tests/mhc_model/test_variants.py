@@ -165,7 +165,8 @@ def test_equal_streams_start_as_the_plain_model(name, tiny_config):
     plain = Decoder(tiny_config(plain=True))
     own.load_state_dict(own.state_dict() | plain.state_dict())
     tokens = tokens_of(own)
-    torch.testing.assert_close(own(tokens), plain(tokens), atol=1e-5, rtol=1e-5)
+    for gates in (None, gates_of(own)):
+        torch.testing.assert_close(own(tokens, gates), plain(tokens), atol=1e-5, rtol=1e-5)
 
 
 def test_a_checkpoint_of_before_is_the_same_model():
