@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from pathlib import Path
@@ -94,6 +95,15 @@ def test_routing_figures(model):
     still = not model.config.mhc.mixes
     assert (max(figures["identity_distance"]) == 0.0) is still
     assert len(prompt_routing(model, [1, 2, 3]).sublayers) == 6
+
+
+def test_every_parameter_has_a_gradient(model):
+    """Data-parallel training waits for each of them."""
+    train = copy.deepcopy(model).train()
+    train(tokens_of(train)).square().sum().backward()
+    for name, parameter in train.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
 
 
 def test_parameters_and_cost_are_counted(model, tiny_config):
