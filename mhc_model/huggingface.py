@@ -76,6 +76,7 @@ class MHCGatesForCausalLM(PreTrainedModel, GenerationMixin):
     _keep_in_fp32_modules_strict = [  # noqa: RUF012
         "attention_connection",
         "mlp_connection",
+        "collapse_connection",
         "gate_logits",
     ]
 

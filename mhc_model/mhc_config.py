@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from mhc_model.settings import Settings
 
-Projection = Literal["limit", "iterations", "permutations", "identity"]
+Projection = Literal["limit", "iterations", "permutations", "kronecker", "identity", "free"]
 
 
 class MHCConfig(Settings):
@@ -27,8 +27,10 @@ class MHCConfig(Settings):
         "limit",
         description="how logits become H_res: 'limit' is the exact limit of Sinkhorn-Knopp, "
         "'iterations' is sinkhorn_iters of its iterations, 'permutations' is a softmax over the "
-        "n! permutation matrices (mHC-lite; at most 5 streams); 'identity' is H_res = I, with no "
-        "logits and no projection: a control, whose streams do not mix",
+        "n! permutation matrices (mHC-lite; at most 5 streams); 'kronecker' is a Kronecker product "
+        "of 2 x 2 matrices with one logit each (KromHC; a power of two); 'identity' is H_res = I, "
+        "with no logits and no projection: a control, whose streams do not mix; 'free' constrains "
+        "nothing (HC): H_pre, H_post and H_res are biases plus strength times tanh",
     )
     gates: Literal["refuse", "accept"] = Field(
         "refuse",
@@ -40,6 +42,17 @@ class MHCConfig(Settings):
         description="H_pre, H_post and H_res depend on the token; false: on the biases alone "
         "(static mHC), with no projections phi and no strengths",
     )
+    single_pass: bool = Field(
+        False,
+        description="a sublayer reads with the H_pre made at the one before (DeepSeek-V4.1); the "
+        "first one reads stream 0",
+    )
+    collapse: Literal["mean", "learned"] = Field(
+        "mean",
+        description="how the streams become one after the last layer: their mean, or a sum with "
+        "weights of the token, sigmoid(s x~ phi + b), at init 1 / n; with single_pass: the H_pre "
+        "made at the last sublayer",
+    )
     sinkhorn_iters: int = Field(
         20,
         ge=1,
@@ -50,8 +63,9 @@ class MHCConfig(Settings):
     tau: float = Field(1.0, gt=0.0, description="temperature of the logits of H_res")
     res_diagonal: float = Field(
         2.0,
-        description="initial diagonal of b_res (for 'permutations': logit of the identity); 2 "
-        "gives H_res a diagonal of 0.71, 4 one of 0.95",
+        description="initial diagonal of b_res (for 'permutations': logit of the identity, for "
+        "'kronecker' less res_off_diagonal: logit of each factor); 2 gives H_res a diagonal of "
+        "0.71, 4 one of 0.95; 'free' starts at I",
     )
     res_off_diagonal: float = Field(0.0, description="initial other entries of b_res")
     pre_own: float = Field(2.0, description="initial b_pre of the stream that a sublayer prefers")
@@ -106,6 +120,11 @@ class MHCConfig(Settings):
                 f"gates is 'accept' with the projection {self.projection!r}, where gates count "
                 f"anyway; leave it out: it is for the projection 'identity'"
             )
+        if self.single_pass and not self.dynamic:
+            raise ValueError(
+                "single_pass is true, but dynamic is false: static coefficients do not depend on "
+                "the streams, so it is all the same where they are made; leave it out"
+            )
         for field, value in (
             ("projection_std", self.projection_std or None),
             ("scale_init", self.scale_init),
@@ -118,7 +137,12 @@ class MHCConfig(Settings):
         return self
 
     @model_validator(mode="after")
-    def _check_permutations(self) -> MHCConfig:
+    def _check_streams(self) -> MHCConfig:
+        if self.projection == "kronecker" and self.n_streams not in (2, 4, 8):
+            raise ValueError(
+                f"n_streams is {self.n_streams}; the projection 'kronecker' is a product of 2 x 2 "
+                f"matrices and allows 2, 4 or 8"
+            )
         if self.projection == "permutations" and self.n_streams > 5:
             raise ValueError(
                 f"n_streams is {self.n_streams}, which has {math.factorial(self.n_streams):,} "
@@ -134,14 +158,21 @@ class MHCConfig(Settings):
 
     @property
     def n_res_logits(self) -> int:
-        """Logits of H_res per token: n * n, n! for a mixture of permutations, 0 for H_res = I."""
+        """Logits of H_res per token: n * n, n! for permutations, log2 n for factors, 0 for I."""
         n = self.n_streams
-        return {"permutations": math.factorial(n), "identity": 0}.get(self.projection, n * n)
+        factors = n.bit_length() - 1
+        few = {"permutations": math.factorial(n), "kronecker": factors, "identity": 0}
+        return few.get(self.projection, n * n)
 
     @property
     def mixes(self) -> bool:
         """Whether H_res can be anything but I, so that gates count."""
         return self.projection != "identity"
+
+    @property
+    def constrained(self) -> bool:
+        """Whether H_res is doubly stochastic, H_pre in [0, 1] and H_post in [0, 2]."""
+        return self.projection != "free"
 
 
 PRESETS: dict[str, dict[str, Any]] = {

@@ -25,6 +25,7 @@ METRICS, CONFIG, ROLLOUTS, SWEEP, SUMMARY = (
 )
 CONTROL = "control.json"
 KEYS_OF_CONTROL = ("checkpoint", "problems", "behaviours", "points", "measured")
+NO_GATES = "none: a plain model"  # what results say of its gates
 PLAIN, LEARNED_GATES, RL_GATES = "baseline", "mHC, learned gates", "mHC, RL gates"
 
 
@@ -173,8 +174,10 @@ def _take(directory: Path, runs: Runs) -> None:
 def _label(results: dict[str, Any]) -> str:
     """Model and gates, and the words after the questions as they stand there, in brackets."""
     gates = results["settings"]["gates"]
-    if results["gates"]["description"].startswith("none"):
+    if results["gates"]["description"] == NO_GATES:
         label = PLAIN
+    elif results["gates"]["description"].startswith("none"):
+        label = "mHC without mixing"
     elif gates == LEARNED:
         label = LEARNED_GATES
     else:

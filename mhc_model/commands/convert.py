@@ -12,6 +12,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from mhc_model.mhc_config import Projection
 from mhc_model.settings import Settings, parse_command_line
 
 
@@ -25,6 +26,14 @@ class ConvertSettings(Settings):
     out: str = Field(description="the checkpoint directory to create")
     streams: int = Field(4, ge=0, le=8, description="residual streams; 0 keeps the model plain")
     preset: str = Field("default", description="of the hyper-connections")
+    projection: Projection | None = Field(
+        None, description="how logits become H_res; none is the preset's"
+    )
+    static: bool = Field(False, description="hyper-connections that do not depend on the token")
+    single_pass: bool = Field(False, description="of the hyper-connections")
+    collapse: Literal["mean", "learned"] = Field(
+        "mean", description="how the streams become one after the last layer"
+    )
     max_seq_len: int | None = Field(None, ge=1, description="a context shorter than the original's")
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
         None, description="of the matrices; none keeps the source's"
@@ -39,6 +48,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     import torch
 
+    switches = {
+        "projection": settings.projection,
+        "dynamic": False if settings.static else None,
+        "single_pass": settings.single_pass or None,
+        "collapse": None if settings.collapse == "mean" else settings.collapse,
+    }
+
     from mhc_model.conversion import convert
 
     checkpoint = convert(
@@ -46,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings.out,
         settings.streams,
         settings.preset,
+        mhc={name: value for name, value in switches.items() if value is not None},
         max_seq_len=settings.max_seq_len,
         dtype=None if settings.dtype is None else getattr(torch, settings.dtype),
         overwrite=settings.overwrite,

@@ -9,7 +9,9 @@ than the others, so the gradients of H_post differ, and after one step so do the
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -29,6 +31,7 @@ def convert(
     streams: int = 4,
     preset: str = "default",
     *,
+    mhc: Mapping[str, Any] | None = None,
     max_seq_len: int | None = None,
     dtype: torch.dtype | None = None,
     overwrite: bool = False,
@@ -40,6 +43,7 @@ def convert(
         out: the checkpoint directory to create.
         streams: 2 to 8; 0 keeps the model plain.
         preset: of the hyper-connections, a name in `PRESETS`.
+        mhc: other values of `MHCConfig`, such as {"projection": "identity"}.
         max_seq_len: a shorter context than the original's, for smaller tables and caches.
         dtype: of the matrices; None keeps the source's.
         overwrite: replace an existing checkpoint.
@@ -51,9 +55,11 @@ def convert(
         CheckpointError: naming file and key, if the source is not what it should be.
         ConfigError: for streams or a preset that cannot be equal to the original.
     """
-    mhc = None if streams == 0 else equal_at_init(preset, streams)
+    if streams == 0 and mhc:
+        raise ConfigError(f"streams is 0, a plain model, which has no {', '.join(mhc)}")
+    connections = None if streams == 0 else equal_at_init(preset, streams, mhc)
     found = read_source(source)
-    model = build(found, mhc, max_seq_len)
+    model = build(found, connections, max_seq_len)
     if dtype is not None:
         cast_matrices(model, dtype)
     metadata = {"converted_from": {"source": found.name, "family": found.entries["model_type"]}}
@@ -93,7 +99,7 @@ def _shorter(config: ModelConfig, max_seq_len: int) -> ModelConfig:
     return config.model_copy(update={"max_seq_len": max_seq_len})
 
 
-def equal_at_init(preset: str, streams: int) -> MHCConfig:
+def equal_at_init(preset: str, streams: int, mhc: Mapping[str, Any] | None = None) -> MHCConfig:
     """The preset with identical streams and an H_pre that sums to 1.
 
     A norm removes the scale of what a sublayer reads only as far as its epsilon is negligible; with
@@ -103,14 +109,15 @@ def equal_at_init(preset: str, streams: int) -> MHCConfig:
         ConfigError: for an unknown preset, one whose projections are not zero, or a number of
             streams that it does not allow.
     """
-    values = {"preset": preset, "n_streams": streams, "stream_embedding_std": 0.0}
-    mhc = validate_settings(MHCConfig, values, "convert")
-    if mhc.projection_std > 0.0:
+    values = {"preset": preset, "n_streams": streams, **(mhc or {}), "stream_embedding_std": 0.0}
+    found = validate_settings(MHCConfig, values, "convert")
+    if found.projection_std > 0.0:
         raise ConfigError(
-            f"the preset {preset!r} has random projections (projection_std {mhc.projection_std}): "
-            f"it is not the original at init; take another of {', '.join(PRESETS)}"
+            f"the preset {preset!r} has random projections (projection_std "
+            f"{found.projection_std}): it is not the original at init; take another of "
+            f"{', '.join(PRESETS)}"
         )
-    own, others = (1.0 / (1.0 + math.exp(-b)) for b in (mhc.pre_own, mhc.pre_others))
+    own, others = (1.0 / (1.0 + math.exp(-b)) for b in (found.pre_own, found.pre_others))
     total = own + (streams - 1) * others
     scaled = [math.log(p / (1.0 - p)) for p in (own / total, others / total)]
-    return mhc.model_copy(update={"pre_own": scaled[0], "pre_others": scaled[1]})
+    return found.model_copy(update={"pre_own": scaled[0], "pre_others": scaled[1]})

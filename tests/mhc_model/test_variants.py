@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from pathlib import Path
@@ -16,9 +17,10 @@ from mhc_model.checkpoint.validate import validate_model
 from mhc_model.decoder import Decoder, KVCache
 from mhc_model.errors import GateError
 from mhc_model.routing import prompt_routing, watch_routing
+from mhc_model.streams import connections
 
-WITH_GATES = [name for name in VARIANTS if name not in ("identity", "static_identity")]
-WITHOUT = [name for name in VARIANTS if name not in WITH_GATES]
+WITHOUT = ["identity", "static_identity", "still_learned_collapse"]
+WITH_GATES = [name for name in VARIANTS if name not in WITHOUT]
 
 
 @pytest.fixture(scope="module", params=VARIANTS)
@@ -85,20 +87,32 @@ def test_routing_figures(model):
     with watch_routing(model) as routing:
         model(tokens_of(model), gates_of(model))
     figures = routing.summary()
-    assert figures["composite_gain"] == pytest.approx(1.0, abs=1e-4)
-    assert max(figures["row_error"], figures["column_error"]) < 1e-5
+    if model.config.mhc.constrained:
+        assert figures["composite_gain"] == pytest.approx(1.0, abs=1e-4)
+        assert max(figures["row_error"], figures["column_error"]) < 1e-5
+    else:
+        assert figures["composite_gain"] > 2.0, "what the constraint is for"
     still = not model.config.mhc.mixes
     assert (max(figures["identity_distance"]) == 0.0) is still
     assert len(prompt_routing(model, [1, 2, 3]).sublayers) == 6
+
+
+def test_every_parameter_has_a_gradient(model):
+    """Data-parallel training waits for each of them."""
+    train = copy.deepcopy(model).train()
+    train(tokens_of(train)).square().sum().backward()
+    for name, parameter in train.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
 
 
 def test_parameters_and_cost_are_counted(model, tiny_config):
     default, own = Decoder(tiny_config()), model
     counted = sum(parameter.numel() for parameter in own.parameters())
     assert own.count_parameters() == counted
-    assert (own.estimate_flops() < default.estimate_flops()) is (
-        model.config.mhc.projection == "identity" or not model.config.mhc.dynamic
-    )
+    mhc = model.config.mhc
+    less = not mhc.dynamic or mhc.projection in ("identity", "kronecker")
+    assert (own.estimate_flops() < default.estimate_flops()) is less
 
 
 @torch.no_grad()
@@ -134,20 +148,23 @@ def test_accepted_gates_change_nothing(tiny_model):
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", [name for name in WITH_GATES if name != "accepting"])
-def test_gates_blend_h_res_with_the_identity(tiny_model, name):
+def test_gates_blend_h_res_with_the_identity(tiny_model, monkeypatch, name):
     """g = 0 is a model that mixes nothing, to the last bit; g = 1 is another."""
     model = tiny_model(mhc=VARIANTS[name])
-    still = tiny_model(mhc={**VARIANTS[name], "projection": "identity"})
-    state = {
-        key: value[..., : still.state_dict()[key].shape[-1]]
-        for key, value in model.state_dict().items()
-        if key != "gate_logits"
-    }
-    still.load_state_dict(state)
     tokens = tokens_of(model)
     closed, opened = (model(tokens, torch.full((3, 6), gate)) for gate in (0.0, 1.0))
-    torch.testing.assert_close(closed, still(tokens), atol=1e-5, rtol=1e-5)
+    with monkeypatch.context() as patch:
+        patch.setattr(connections, "project", lambda logits, _: torch.eye(4).expand(36, 4, 4))
+        assert torch.equal(model(tokens, torch.full((3, 6), 0.6)), closed)
     assert (opened - closed).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["default", "learned_collapse", "single_pass_to_the_end"])
+def test_a_learned_collapse_makes_the_last_gate_count(tiny_model, name):
+    model = tiny_model(mhc=VARIANTS[name])
+    model(tokens_of(model)).square().sum().backward()
+    last = float(model.gate_logits.grad[-1].abs() / model.gate_logits.grad.abs().max())
+    assert last < 1e-5 if name == "default" else last > 1e-3
 
 
 @torch.no_grad()
@@ -158,7 +175,8 @@ def test_equal_streams_start_as_the_plain_model(name, tiny_config):
     plain = Decoder(tiny_config(plain=True))
     own.load_state_dict(own.state_dict() | plain.state_dict())
     tokens = tokens_of(own)
-    torch.testing.assert_close(own(tokens), plain(tokens), atol=1e-5, rtol=1e-5)
+    for gates in (None, gates_of(own)):
+        torch.testing.assert_close(own(tokens, gates), plain(tokens), atol=1e-5, rtol=1e-5)
 
 
 def test_a_checkpoint_of_before_is_the_same_model():

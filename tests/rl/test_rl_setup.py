@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from mhc_model import save_checkpoint
+from mhc_model.settings import parse_command_line
 from rl.__main__ import main
+from rl.config import RLConfig
+from rl.setup import prepare
 
 
 def test_a_plain_model_is_refused(arguments, tmp_path, tiny_model, tokenizer, capsys):
@@ -14,6 +17,21 @@ def test_a_plain_model_is_refused(arguments, tmp_path, tiny_model, tokenizer, ca
     )
     assert main([*arguments, "--checkpoint", str(tmp_path / "plain")]) == 2
     assert "is plain (mhc: null): it has no gates" in capsys.readouterr().err
+
+
+def test_gates_that_do_nothing_are_a_control_only_if_asked_for(
+    arguments, tmp_path, tiny_model, tokenizer, capsys
+):
+    mhc = {"projection": "identity"}
+    for name, fields in (("refusing", {}), ("accepting", {"gates": "accept"})):
+        fields = {"mhc": mhc | fields, "vocab_size": tokenizer.vocab_size, "max_seq_len": 128}
+        save_checkpoint(tmp_path / name, tiny_model(**fields), tokenizer)
+    assert main([*arguments, "--checkpoint", str(tmp_path / "refusing")]) == 2
+    words = "without mixing (mhc.projection: identity; mhc.gates: accept would take gates)"
+    assert words in capsys.readouterr().err
+    line = [*arguments, "--checkpoint", str(tmp_path / "accepting")]
+    config = parse_command_line(RLConfig, "python -m rl", "", line)
+    assert prepare(config).checkpoint.model.config.n_gates == 6
 
 
 def test_what_is_refused_leaves_no_directory(arguments, tmp_path, capsys):

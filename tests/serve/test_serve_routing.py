@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mhc_model import Engine
+from mhc_model import Engine, save_checkpoint
 from mhc_model.decoder import watching
 from mhc_model.streams import gated
 from serve import routing as served_routing
@@ -170,6 +170,25 @@ def test_the_gates_are_described(call, model, checkpoint):
         "policy": False,
         "behaviours": [],
     }
+
+
+def test_streams_that_do_not_mix_have_routing_but_no_gates(
+    call, make_service, make_engine, tokenizer, tiny_model, tmp_path
+):
+    mhc = {"projection": "identity"}
+    still = tiny_model(mhc=mhc, vocab_size=tokenizer.vocab_size)
+    save_checkpoint(tmp_path / "still", still, tokenizer)
+    service = make_service(make_engine(tmp_path / "still"))
+    found = call("GET", "/v1/gates", service).json()
+    assert (found["n_gates"], found["n_streams"], found["learned"]) == (0, 4, None)
+    answer = call("POST", "/v1/routing", service, json={"prompt": TEXT})
+    assert answer.status_code == 200, answer.text
+    routing = answer.json()
+    assert routing["composite_gain"] == [1.0] * 6
+    assert routing["sublayers"][0]["h_res"] == torch.eye(4).tolist()
+    answer = call("POST", "/v1/routing", service, json={"prompt": TEXT, "gates": 0.5})
+    assert answer.status_code == 400
+    assert "mhc.projection: identity" in answer.json()["error"]["message"]
 
 
 def test_a_plain_model_has_neither(call, make_service, make_engine, plain_checkpoint):

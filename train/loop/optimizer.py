@@ -23,7 +23,7 @@ GROUPS = {
     "norm": r"(.*\.)?\w+_norm\.(weight|bias)|layers\.\d+\.(attention|mlp)\.\w+_proj\.bias",
     "head": r"head\.weight",
     "mhc": r"layers\.\d+\.(attention|mlp)_connection\.(fn|base|scale)"
-    r"|stream_embedding|gate_logits",
+    r"|collapse_connection\.(fn|base|scale)|stream_embedding|gate_logits",
 }
 
 

@@ -30,6 +30,7 @@ from mhc_model.streams.kernels.eager import (
     enter,
     leave,
     precise,
+    project,
     read,
     start,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "leave",
     "library",
     "precise",
+    "project",
     "read",
     "select",
     "start",
@@ -100,6 +102,8 @@ def _obstacle(x: Tensor, mhc: MHCConfig, normalises: bool) -> str | None:
         return "the norm before the sublayers is LayerNorm; they have RMSNorm"
     if not mhc.dynamic:
         return "dynamic is false; they have the dynamic form"
+    if mhc.single_pass:
+        return "single_pass is true; in them a sublayer reads with its own H_pre"
     n, c = mhc.n_streams, x.shape[-1]
     if mhc.projection != "limit":
         return f"the projection is {mhc.projection!r}; they have 'limit'"

@@ -49,6 +49,17 @@ def enter(x: Tensor, fn: Tensor, base: Tensor, strength: Tensor, eps: float) -> 
     return Entry(*_Enter.apply(x, fn, base, strength, eps))
 
 
+def project(x: Tensor, fn: Tensor, eps: float) -> Tensor:
+    """RMSNorm(vec(x)) @ fn, of streams (T, n, c) and projections (n * c, k): (T, k) float32.
+
+    The part of `enter` that the rarer forms share, with a gradient by autograd.
+    """
+    n, c = x.shape[1:]
+    flat = x.to(fn.dtype).view(-1, n * c)
+    inverse = (flat.square().sum(dim=1, keepdim=True) + n * c * eps).rsqrt()
+    return (flat @ fn) * (math.sqrt(n * c) * inverse)
+
+
 def read(x: Tensor, pre: Tensor) -> Tensor:
     """sum_i pre_i x_i, of streams (T, n, c) and weights (T, n) float32: (T, c), dtype of x."""
     u: Tensor = _Read.apply(x, pre)

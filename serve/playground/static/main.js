@@ -77,8 +77,8 @@ async function loadModel(state) {
     if (gates.n_gates) {
       columns[0].addCopy(columns[1]);
       columns[1].addCopy(columns[0]);
-      at("routing").hidden = false;
     }
+    if (gates.n_streams > 1) at("routing").hidden = false;
   } catch (error) {
     const advice = error.status === 401 ? "Enter the server's API key above. " : "";
     at("notice").textContent = advice + readable(error);
@@ -94,7 +94,7 @@ function describe(card, gates) {
       ["model", card.id],
       ["checkpoint", card.checkpoint.slice(0, 12)],
       ["layers", String(gates.n_layers)],
-      ["streams", gates.n_gates ? String(gates.n_streams) : null],
+      ["streams", gates.n_streams > 1 ? String(gates.n_streams) : null],
       ["context", `${card.max_model_len} tokens`],
     ]),
   );

@@ -15,6 +15,7 @@ import yaml
 
 from evals.__main__ import main
 from evals.report.__main__ import main as report_main
+from evals.report.runs import find_runs
 from mhc_model.config import PolicyConfig
 from mhc_model.policy import GatePolicy
 
@@ -169,3 +170,17 @@ def test_a_browser_shows_every_picture(report):
         assert min(widths) > 100
     finally:
         chromium.quit()
+
+
+@pytest.mark.parametrize(
+    ("description", "label"),
+    [
+        ("none: a plain model", "baseline"),
+        ("none: without mixing (mhc.projection: identity)", "mHC without mixing"),
+        ("learned", "mHC, learned gates"),
+    ],
+)
+def test_streams_that_do_not_mix_are_not_the_baseline(tmp_path, description, label):
+    results = {"gates": {"description": description}, "settings": {"gates": "learned"}, "tasks": {}}
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    assert [one.label for one in find_runs([str(tmp_path)]).evaluations] == [label]

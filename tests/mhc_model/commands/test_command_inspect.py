@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from mhc_model import save_checkpoint
 from mhc_model.__main__ import main
 from mhc_model.engine import Engine
 from mhc_model.routing import watch_routing
@@ -43,6 +44,26 @@ def test_inspect_a_layer(checkpoints, capsys):
     assert capsys.readouterr().out.count("|\n|") == 6
     assert main(["inspect", str(checkpoints / "mhc"), "--ascii"]) == 0
     assert "H_post (0 to 2)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("mhc", "words"),
+    [
+        ({"projection": "kronecker"}, "H_res by a Kronecker product of 2 x 2 matrices\n"),
+        (
+            {"projection": "free", "single_pass": True, "collapse": "learned"},
+            "H_res by nothing that constrains it, single pass, learned collapse\n",
+        ),
+        (
+            {"projection": "identity", "dynamic": False},
+            "H_res by definition the identity, the same for every token\n",
+        ),
+    ],
+)
+def test_inspect_names_the_member_of_the_family(tiny_model, tmp_path, capsys, mhc, words):
+    save_checkpoint(tmp_path / "model", tiny_model(mhc=mhc))
+    assert main(["inspect", str(tmp_path / "model")]) == 0
+    assert words in capsys.readouterr().out
 
 
 def test_inspect_says_what_is_wrong(checkpoints, capsys):

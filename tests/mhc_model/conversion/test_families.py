@@ -11,10 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from variant_cases import VARIANTS
 
 from mhc_model import CheckpointError, Decoder, MHCConfig, ModelConfig, save_checkpoint
+from mhc_model.checkpoint import read_model_config
+from mhc_model.commands.convert import main
 from mhc_model.conversion import FAMILIES, convert, export, validate_equivalence
 from mhc_model.conversion.convert import build, equal_at_init
+from mhc_model.conversion.export import streams_as_started
 from mhc_model.conversion.families import family_for, family_of
 from mhc_model.conversion.sources import Source, read_source
 from mhc_model.conversion.state_dicts import from_transformers, to_transformers
@@ -65,6 +69,33 @@ def test_streams_change_nothing_at_the_start(variant: str, theirs: Models, prese
     expected = model(tokens()).logits
     for gates in (None, torch.zeros(2, 6), torch.rand(2, 6)):
         assert error(ours(tokens(), gates), expected) < 1e-5
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_member_of_the_family_starts_as_the_original(
+    family: str, name: str, theirs: Models
+) -> None:
+    model = theirs(family)
+    ours = build(source_of(model), equal_at_init("default", 4, VARIANTS[name]))
+    expected = model(tokens()).logits
+    assert error(ours(tokens()), expected) < 1e-5
+    assert streams_as_started(ours)
+    with torch.no_grad():
+        ours.stream_modules()[-1].base[0] += 0.1
+    assert not streams_as_started(ours)
+
+
+def test_converted_as_a_member_of_the_family(theirs: Models, tmp_path: Path) -> None:
+    theirs("gpt2").save_pretrained(tmp_path / "original")
+    fields = ["--projection", "kronecker", "--collapse", "learned", "--out", str(tmp_path / "mhc")]
+    assert main(["--source", str(tmp_path / "original"), *fields]) == 0
+    mhc = read_model_config(tmp_path / "mhc").mhc
+    assert (mhc.projection, mhc.collapse, mhc.dynamic) == ("kronecker", "learned", True)
+    assert validate_equivalence(tmp_path / "original", tmp_path / "mhc", max_new_tokens=2).passed
+    with pytest.raises(ConfigError, match="streams is 0, a plain model, which has no projection"):
+        convert(tmp_path / "original", tmp_path / "b", streams=0, mhc={"projection": "free"})
 
 
 @torch.no_grad()

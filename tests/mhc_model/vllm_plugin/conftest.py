@@ -19,6 +19,12 @@ KINDS: dict[str, dict[str, Any]] = {
     "limit": {"behaviours": {"direct": {"gates": [0.0, 0.3]}}},
     "lite": {"mhc": {"projection": "permutations"}},
     "iterations": {"mhc": {"projection": "iterations", "sinkhorn_iters": 5}},
+    "identity": {"mhc": {"projection": "identity", "collapse": "learned"}},
+    "accepting": {"mhc": {"projection": "identity", "gates": "accept"}},
+    "kronecker": {"mhc": {"projection": "kronecker", "collapse": "learned"}},
+    "free": {"mhc": {"projection": "free", "single_pass": True, "collapse": "learned"}},
+    "single_pass": {"mhc": {"single_pass": True}},
+    "static": {"mhc": {"dynamic": False}},
     "plain": {"plain": True},
     "llama": {
         "norm": "rms_weight",
@@ -93,7 +99,7 @@ def _reference(model: Decoder, prompt: list[int], gates: Any, max_tokens: int):
     for _ in range(max_tokens):
         counts = (len(prompt), len(tokens) - len(prompt))
         rows = None
-        if model.config.mhc is not None:
+        if model.config.gateless is None:
             learned = model.learned_gates()
             each = zip((learned if row is None else row for row in phases), counts, strict=True)
             rows = torch.cat([row.expand(count, -1) for row, count in each])[None]

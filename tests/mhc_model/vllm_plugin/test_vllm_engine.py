@@ -14,6 +14,8 @@ from mhc_model import Engine, EngineError, GateError, Request, SamplingParams
 pytestmark = NEEDS_VLLM
 
 COUNT, MAX_TOKENS = 16, 12
+WITHOUT_GATES = ("plain", "identity")
+VARIANTS = ["identity", "accepting", "kronecker", "free", "single_pass", "static"]
 MODES = [
     pytest.param({}, id="eager"),
     pytest.param({"compiled": True}, id="compiled"),
@@ -35,7 +37,7 @@ def requests_of(kind: str, count: int = COUNT, longest: int = 90, **fields) -> l
     return [
         Request(
             torch.randint(0, 61, (size,), generator=generator).tolist(),
-            gates=None if kind == "plain" else gates[i],
+            gates=None if kind in WITHOUT_GATES else gates[i],
             sampling=sampling,
             **fields,
         )
@@ -78,6 +80,19 @@ def test_a_mixed_batch_equals_lone_runs_and_the_uncached_model(engine_of, equal,
 def test_every_family_and_projection(engine_of, equal, kind):
     requests = requests_of(kind)
     equal(kind, requests, engine_of(kind).generate(requests))
+
+
+@pytest.mark.parametrize("kind", VARIANTS)
+def test_every_member_of_the_family(engine_of, equal, kind):
+    requests = requests_of(kind)
+    equal(kind, requests, engine_of(kind).generate(requests))
+    equal(kind, requests[:4], engine_of(kind, compiled=True).generate(requests[:4]))
+
+
+def test_a_model_whose_streams_do_not_mix_refuses_gates(engine_of):
+    request = Request([1, 2, 3], 0.5, SamplingParams(max_tokens=1))
+    with pytest.raises(GateError, match=r"mhc\.projection: identity"):
+        engine_of("identity").generate([request])
 
 
 def test_in_16_bits_connections_and_gates_keep_32(engine_of, model_of):

@@ -13,6 +13,10 @@ from train.estimate import saved_bytes
 VARIANTS = {
     "identity": {"projection": "identity"},
     "accepting": {"projection": "identity", "gates": "accept"},
+    "kronecker": {"projection": "kronecker"},
+    "free": {"projection": "free"},
+    "learned_collapse": {"collapse": "learned"},
+    "single_pass": {"single_pass": True, "collapse": "learned"},
     "static": {"dynamic": False},
     "static_identity": {"dynamic": False, "projection": "identity"},
 }
@@ -46,7 +50,8 @@ def test_two_halves_equal_the_whole(name, make_config, make_trainer, persist_in)
     rows = rows_of(trained["whole"].config)
     assert rows[-1]["loss"] < rows[0]["loss"] - 0.5
     validation = rows[7]
-    assert validation["composite_gain"] == pytest.approx(1.0, abs=1e-4)
+    if name != "free":
+        assert validation["composite_gain"] == pytest.approx(1.0, abs=1e-4)
     takes_gates = "identity" not in name
     assert ("val_loss_gate_0" in validation) is takes_gates
     assert ("gates" in validation) is takes_gates
@@ -59,4 +64,5 @@ def test_two_halves_equal_the_whole(name, make_config, make_trainer, persist_in)
     found = load_checkpoint(Path(config.storage, "whole")).model
     assert torch.equal(found.connections()[0].base, trained["whole"].decoder.connections()[0].base)
     default = make_config(model={**model, "mhc": {}})
-    assert saved_bytes(config, config.model) <= saved_bytes(default, default.model)
+    less = saved_bytes(config, config.model) < saved_bytes(default, default.model)
+    assert less is ("identity" in name or name in ("accepting", "kronecker", "static"))

@@ -69,6 +69,9 @@ def test_the_switch_names_what_they_do_not_serve() -> None:
     kernels.select("triton")
     for fields, message in (
         ({"projection": "iterations"}, "projection is 'iterations'"),
+        ({"projection": "identity"}, "projection is 'identity'"),
+        ({"dynamic": False}, "dynamic is false"),
+        ({"single_pass": True}, "single_pass is true"),
         ({"n_streams": 2}, "2 streams"),
     ):
         mhc = MHCConfig(**fields)
