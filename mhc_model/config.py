@@ -269,7 +269,12 @@ class ModelConfig(Settings):
     positions: Literal["rope", "learned"] = Field(
         "rope", description="rotary, or embeddings that are added to the tokens'"
     )
-    max_seq_len: int = Field(1024, ge=1, description="longest sequence, prompt and completion")
+    max_seq_len: int = Field(
+        1024,
+        ge=1,
+        le=2**24,  # where float32 no longer tells positions apart
+        description="longest sequence, prompt and completion",
+    )
     rope_base: float = Field(10000.0, gt=0.0, description="base of the rotary embedding")
     tied: bool = Field(False, description="the output head is the token embedding")
     softcap: float | None = Field(
