@@ -354,7 +354,7 @@ class PolicyConfig(Settings):
 
     format: Literal[1] = Field(1, description="version of the policy directory")
     action_space: ActionSpace = Field(description="one gate, one a layer, or one a sublayer")
-    n_layers: int = Field(ge=1, description="L, layers of the model that is steered")
+    n_layers: int = Field(ge=1, le=2**16, description="L, layers of the model that is steered")
     observation: Observation = Field(
         "mean_prompt_embedding",
         description="mean over the prompt of its token embeddings, or of the hidden state after "
