@@ -25,11 +25,12 @@ from mhc_model.checkpoint.found import (
     MANIFEST,
     checkpoint_hash,
     find_checkpoint,
+    is_own,
     is_saved,
     verified_manifest,
 )
 from mhc_model.checkpoint.remote_code import MODEL_TYPE, shape_entries
-from mhc_model.checkpoint.shapes import state_shapes, with_tensors
+from mhc_model.checkpoint.shapes import state_shapes, unfilled, with_tensors
 from mhc_model.checkpoint.validate import Check, validate_model
 from mhc_model.checkpoint.weights import INDEX, WEIGHTS, Weights, find_weights
 
@@ -46,6 +47,7 @@ __all__ = [
     "checkpoint_tokenizer",
     "find_checkpoint",
     "find_weights",
+    "is_own",
     "is_saved",
     "load_checkpoint",
     "read_model_config",
@@ -53,6 +55,7 @@ __all__ = [
     "shape_entries",
     "state_shapes",
     "stored_dtype",
+    "unfilled",
     "validate_model",
     "verified_manifest",
     "with_tensors",

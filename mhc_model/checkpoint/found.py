@@ -66,6 +66,11 @@ def _numbered(path: Path, name: str) -> list[Path]:
     return sorted(found, key=lambda p: int(p.name.removeprefix(f"{name}-")), reverse=True)
 
 
+def is_own(path: str | Path) -> bool:
+    """Whether a path is a directory with a model of ours, whoever saved it."""
+    return (Path(path) / MANIFEST).exists() or is_saved(Path(path))
+
+
 def is_saved(directory: Path) -> bool:
     """Whether transformers saved a model of ours into a directory, and we wrote no manifest."""
     if not directory.is_dir() or (directory / MANIFEST).exists():

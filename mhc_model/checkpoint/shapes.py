@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -102,6 +103,11 @@ class _Unfilled(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+def unfilled() -> AbstractContextManager[Any]:
+    """Inside, new modules leave their matrices as they come: for weights that are loaded next."""
+    return _Unfilled()
+
+
 def with_tensors(config: ModelConfig, tensors: Mapping[str, Tensor]) -> Decoder:
     """A model that holds these tensors themselves, in their dtype, in eval mode.
 
@@ -110,7 +116,7 @@ def with_tensors(config: ModelConfig, tensors: Mapping[str, Tensor]) -> Decoder:
         tensors: by the decoder's names, in the configuration's shapes. What is left out of the
             hyper-connections is as at the start. What belongs to them becomes float32.
     """
-    with quiet_about_mixing(), _Unfilled():
+    with quiet_about_mixing(), unfilled():
         model = Decoder(config, seed=None)
     kept = {
         name: value.float() if "connection." in name or name == "gate_logits" else value
