@@ -29,7 +29,12 @@ from mhc_model.checkpoint.found import (
     is_saved,
     verified_manifest,
 )
-from mhc_model.checkpoint.remote_code import MODEL_TYPE, shape_entries
+from mhc_model.checkpoint.remote_code import (
+    MODEL_TYPE,
+    config_entries,
+    shape_entries,
+    write_remote_code,
+)
 from mhc_model.checkpoint.shapes import state_shapes, unfilled, with_tensors
 from mhc_model.checkpoint.validate import Check, validate_model
 from mhc_model.checkpoint.weights import INDEX, WEIGHTS, Weights, find_weights
@@ -45,6 +50,7 @@ __all__ = [
     "cast_matrices",
     "checkpoint_hash",
     "checkpoint_tokenizer",
+    "config_entries",
     "find_checkpoint",
     "find_weights",
     "is_own",
@@ -59,4 +65,5 @@ __all__ = [
     "validate_model",
     "verified_manifest",
     "with_tensors",
+    "write_remote_code",
 ]

@@ -34,7 +34,7 @@ from mhc_model.checkpoint.found import (
     find_checkpoint,
     verified_manifest,
 )
-from mhc_model.checkpoint.remote_code import REMOTE_CODE, config_entries
+from mhc_model.checkpoint.remote_code import config_entries, write_remote_code
 from mhc_model.checkpoint.shapes import check_shapes, own_weights, with_tensors
 from mhc_model.checkpoint.weights import WEIGHTS
 from mhc_model.config import ModelConfig
@@ -112,10 +112,9 @@ def _write_files(
         **ends,
         "mhc_gates": model.config.model_dump(mode="json"),
     }
-    generation = {**ends, "use_cache": False}
     _write_json(staging / CONFIG, config)
-    _write_json(staging / "generation_config.json", generation)
-    (staging / "modeling_mhc_gates.py").write_text(REMOTE_CODE, encoding="utf-8")
+    _write_json(staging / "generation_config.json", ends)
+    write_remote_code(staging)
     if tokenizer is not None:
         tokenizer.save(staging)
     weights = {

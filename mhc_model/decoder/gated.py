@@ -91,7 +91,7 @@ class Gated(nn.Module):
         learned = self.learned_gates()
         return learned if self._set_gates is None else self._set_gates.to(learned)
 
-    def _checked_gates(self, gates: Tensor | None, batch: int, tokens: int) -> Tensor | None:
+    def checked_gates(self, gates: Tensor | None, batch: int, tokens: int) -> Tensor | None:
         """Gates of a forward pass, (b, 2L) or (b, t, 2L), on the model's device; None if plain."""
         if self.config.mhc is None:
             if gates is not None:
