@@ -147,7 +147,12 @@ class ModelConfig(Settings):
     positions: Literal["rope", "learned"] = Field(
         "rope", description="rotary, or embeddings that are added to the tokens'"
     )
-    max_seq_len: int = Field(1024, ge=1, description="longest sequence, prompt and completion")
+    max_seq_len: int = Field(
+        1024,
+        ge=1,
+        le=2**24,  # where float32 no longer tells positions apart
+        description="longest sequence, prompt and completion",
+    )
     rope_base: float = Field(10000.0, gt=0.0, description="base of the rotary embedding")
     tied: bool = Field(False, description="the output head is the token embedding")
     softcap: float | None = Field(
@@ -236,7 +241,7 @@ class PolicyConfig(Settings):
 
     format: Literal[1] = Field(1, description="version of the policy directory")
     action_space: ActionSpace = Field(description="one gate, one a layer, or one a sublayer")
-    n_layers: int = Field(ge=1, description="L, layers of the model that is steered")
+    n_layers: int = Field(ge=1, le=2**16, description="L, layers of the model that is steered")
     observation: Observation = Field(
         "mean_prompt_embedding",
         description="mean over the prompt of its token embeddings, or of the hidden state after "

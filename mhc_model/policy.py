@@ -9,10 +9,9 @@ Axes: b prompt, c channel, a action.
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from mhc_model.decoder import Decoder
 from mhc_model.errors import CheckpointError
 from mhc_model.gates import SUBLAYERS
 from mhc_model.settings import validate_settings
+from mhc_model.untrusted import Stored, read_object, stored_tensors
 
 __all__ = [
     "ActionSpace",
@@ -120,16 +120,46 @@ class GatePolicy(nn.Module):
         """
         directory = Path(directory)
         try:
-            values = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
-            weights = load_file(directory / WEIGHTS)
-        except (OSError, ValueError, SafetensorError) as error:
+            values = read_object(directory / CONFIG)
+            stored = stored_tensors(directory / WEIGHTS)
+        except CheckpointError as error:
             raise CheckpointError(f"{directory} is no policy directory: {error}") from None
-        policy = cls(validate_settings(PolicyConfig, values, str(directory / CONFIG)))
+        config = validate_settings(PolicyConfig, values, str(directory / CONFIG))
+        if len(config.hidden) > len(stored):  # before anything is made for each of them
+            raise CheckpointError(
+                f"{directory / WEIGHTS} does not fit {CONFIG}: {len(config.hidden)} hidden layers, "
+                f"{len(stored)} tensors"
+            )
+        weights = _load_weights(directory / WEIGHTS, config, stored)
+        policy = cls(config)
         try:
             policy.load_state_dict(weights)
         except RuntimeError as error:  # torch names the tensors that do not fit
             raise CheckpointError(f"{directory / WEIGHTS} does not fit {CONFIG}: {error}") from None
         return policy.eval()
+
+
+def _load_weights(
+    file: Path, config: PolicyConfig, stored: Mapping[str, Stored]
+) -> dict[str, Tensor]:
+    """The tensors of a file, once their shapes are those of the configuration."""
+    try:
+        with torch.device("meta"):
+            expected = GatePolicy(config).state_dict()
+    except (RuntimeError, OverflowError, TypeError) as error:
+        raise CheckpointError(
+            f"{CONFIG} beside {file}: its sizes make no policy: {error}"
+        ) from None
+    for name, value in expected.items():
+        if name in stored and stored[name].shape != tuple(value.shape):
+            raise CheckpointError(
+                f"{file} does not fit {CONFIG}: {name!r} has shape {stored[name].shape}, the "
+                f"configuration needs {tuple(value.shape)}"
+            )
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{file} cannot be read: {error}") from None
 
 
 def expand_actions(actions: Tensor, config: PolicyConfig) -> Tensor:

@@ -70,6 +70,9 @@ class RaySettings(Settings):
         return arguments
 
 
+_MOST_FAULTS, _MOST_SHOWN = 10, 300  # of an error: what a file holds may be long
+
+
 def validate_settings(settings: type[S], values: Any, source: str) -> S:
     """Builds `settings` from plain values.
 
@@ -80,7 +83,9 @@ def validate_settings(settings: type[S], values: Any, source: str) -> S:
     try:
         return settings.model_validate(values)
     except ValidationError as error:
-        lines = [_explain(settings, detail) for detail in error.errors()]
+        found = error.errors()
+        lines = [_explain(settings, detail) for detail in found[:_MOST_FAULTS]]
+        lines += [f"and {len(found) - len(lines)} more"] if len(found) > len(lines) else []
         raise ConfigError(f"{source}: " + "; ".join(lines)) from None
 
 
@@ -90,7 +95,10 @@ def _explain(settings: type[BaseModel], detail: Any) -> str:
     if detail["type"] == "missing":  # its input is the whole parent, which tells nothing
         return f"{name} is missing: {detail['msg']}"
     if detail["type"] != "extra_forbidden":
-        return f"{name or 'configuration'} is {detail['input']!r}: {detail['msg']}"
+        value = detail["input"]
+        if not name and isinstance(value, dict):  # fields that contradict each other: it names them
+            return f"configuration: {detail['msg']}"
+        return f"{name or 'configuration'} is {value!r:.{_MOST_SHOWN}}: {detail['msg']}"
     fields = _fields_at(settings, location[:-1])
     near = difflib.get_close_matches(str(location[-1]), fields, n=1)
     # A field in the wrong place comes before one with a like name in this.

@@ -13,10 +13,8 @@ a manifest is whole unless something damaged it later; loading checks the hashes
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -25,22 +23,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
-from mhc_model.checkpoint.remote_code import REMOTE_CODE, config_entries
+from mhc_model.checkpoint.found import (
+    CONFIG,
+    FORMAT,
+    MANIFEST,
+    OURS,
+    content_hash,
+    find_checkpoint,
+    verified_manifest,
+)
+from mhc_model.checkpoint.remote_code import config_entries, write_remote_code
+from mhc_model.checkpoint.shapes import check_shapes, own_weights, with_tensors
+from mhc_model.checkpoint.weights import WEIGHTS
 from mhc_model.config import ModelConfig
-from mhc_model.decoder import Decoder, quiet_about_mixing
+from mhc_model.decoder import Decoder
 from mhc_model.errors import CheckpointError
 from mhc_model.files import file_sha256
 from mhc_model.settings import validate_settings
-from mhc_model.tokenizer import CONFIG_FILE as TOKENIZER_CONFIG
 from mhc_model.tokenizer import FAST_FILE, RANKS_FILE, Tokenizer, load_tokenizer
+from mhc_model.untrusted import read_object
 
-FORMAT = 1
-CONFIG, WEIGHTS, MANIFEST = "config.json", "model.safetensors", "manifest.json"
-# What decides the output: the code shim and metadata may differ between equal checkpoints.
-HASHED = (CONFIG, WEIGHTS, RANKS_FILE, TOKENIZER_CONFIG)
+DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -91,11 +96,11 @@ def save_checkpoint(
     directory.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{directory.name}.tmp-", dir=directory.parent))
     try:
-        content_hash = _write_files(staging, model, tokenizer, dict(metadata or {}))
+        own_hash = _write_files(staging, model, tokenizer, dict(metadata or {}))
         _rename_over(staging, directory)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return content_hash
+    return own_hash
 
 
 def _write_files(
@@ -107,10 +112,9 @@ def _write_files(
         **ends,
         "mhc_gates": model.config.model_dump(mode="json"),
     }
-    generation = {**ends, "use_cache": False}
     _write_json(staging / CONFIG, config)
-    _write_json(staging / "generation_config.json", generation)
-    (staging / "modeling_mhc_gates.py").write_text(REMOTE_CODE, encoding="utf-8")
+    _write_json(staging / "generation_config.json", ends)
+    write_remote_code(staging)
     if tokenizer is not None:
         tokenizer.save(staging)
     weights = {
@@ -121,10 +125,10 @@ def _write_files(
         path.name: {"size": path.stat().st_size, "sha256": file_sha256(path)}
         for path in sorted(staging.iterdir())
     }
-    content_hash = _content_hash(files)
+    own_hash = content_hash(files)
     manifest = {
         "format": FORMAT,
-        "content_hash": content_hash,
+        "content_hash": own_hash,
         "files": files,
         "metadata": metadata,
     }
@@ -132,7 +136,7 @@ def _write_files(
     for path in staging.iterdir():
         _sync(path)
     _sync(staging)
-    return content_hash
+    return own_hash
 
 
 def _generation_ends(tokenizer: Tokenizer | None) -> dict[str, Any]:
@@ -177,10 +181,10 @@ def load_checkpoint(
     directory = find_checkpoint(path)
     manifest = verified_manifest(directory)
     model_config = read_model_config(directory)
-    with quiet_about_mixing():
-        model = Decoder(model_config, seed=None)
-    _load_weights(model, directory / WEIGHTS)
+    weights = own_weights(directory)
+    check_shapes(model_config, weights)
     tokenizer = checkpoint_tokenizer(directory)
+    model = with_tensors(model_config, weights.load())
     model = model.to(device)
     if dtype is not None:
         cast_matrices(model, dtype)
@@ -206,12 +210,10 @@ def stored_dtype(directory: Path) -> torch.dtype:
     Raises:
         CheckpointError: if the weights cannot be read.
     """
-    try:
-        with safe_open(directory / WEIGHTS, "pt") as weights:
-            dtype: torch.dtype = weights.get_slice("embedding.weight")[:1].dtype
-    except SafetensorError as error:
-        raise CheckpointError(f"{directory / WEIGHTS} cannot be read: {error}") from None
-    return dtype
+    stored = own_weights(directory).stored.get("embedding.weight")
+    if stored is None:
+        raise CheckpointError(f"{directory} has no tensor 'embedding.weight'")
+    return DTYPES[stored.dtype]
 
 
 def read_model_config(directory: Path) -> ModelConfig:
@@ -220,10 +222,10 @@ def read_model_config(directory: Path) -> ModelConfig:
     Raises:
         CheckpointError, ConfigError: if config.json is not ours, or malformed.
     """
-    config = _read_json(directory / CONFIG)
-    if "mhc_gates" not in config:
-        raise CheckpointError(f"{directory / CONFIG} has no entry 'mhc_gates': not our format")
-    return validate_settings(ModelConfig, config["mhc_gates"], str(directory / CONFIG))
+    config = read_object(directory / CONFIG)
+    if OURS not in config:
+        raise CheckpointError(f"{directory / CONFIG} has no entry {OURS!r}: not our format")
+    return validate_settings(ModelConfig, config[OURS], str(directory / CONFIG))
 
 
 def cast_matrices(model: Decoder, dtype: torch.dtype) -> None:
@@ -231,125 +233,6 @@ def cast_matrices(model: Decoder, dtype: torch.dtype) -> None:
     for name, parameter in model.named_parameters():
         if "connection." not in name and name != "gate_logits":
             parameter.data = parameter.data.to(dtype)
-
-
-def find_checkpoint(path: str | Path) -> Path:
-    """The checkpoint directory that `path` means.
-
-    `path` itself, `path/model`, or the newest whole `path/step-*/model` of a run directory.
-
-    Raises:
-        CheckpointError: saying what was looked for.
-    """
-    path = Path(path)
-    if not path.is_dir():
-        raise CheckpointError(f"{path} is not a directory: give a checkpoint or a run directory")
-    steps = [p for p in path.glob("step-*") if re.fullmatch(r"step-\d+", p.name)]
-    newest_first = sorted(steps, key=lambda p: int(p.name.removeprefix("step-")), reverse=True)
-    problems = []
-    for candidate in [path, path / "model", *(step / "model" for step in newest_first)]:
-        if not (candidate / MANIFEST).exists():
-            continue
-        problem = _incompleteness(candidate)
-        if problem is None:
-            return candidate
-        problems.append(problem)
-    if problems:
-        raise CheckpointError(f"no whole checkpoint in {path}: " + "; ".join(problems))
-    raise CheckpointError(
-        f"no checkpoint in {path}: looked for {MANIFEST} in it, in model/ and in step-*/model/"
-    )
-
-
-def checkpoint_hash(path: str | Path) -> str:
-    """The content hash that the manifest of a checkpoint or run directory states."""
-    content_hash: str = _read_json(find_checkpoint(path) / MANIFEST)["content_hash"]
-    return content_hash
-
-
-def _incompleteness(directory: Path) -> str | None:
-    """What is missing or truncated in a checkpoint directory, by name and size only."""
-    try:
-        files = _read_manifest(directory)["files"]
-    except CheckpointError as error:
-        return str(error)
-    for name, entry in files.items():
-        file = directory / name
-        if not file.exists():
-            return f"{file} is missing"
-        if file.stat().st_size != entry["size"]:
-            return f"{file} has {file.stat().st_size} bytes, the manifest says {entry['size']}"
-    return None
-
-
-def _read_manifest(directory: Path) -> dict[str, Any]:
-    """The manifest, with every entry that loading relies on there and of its type."""
-    path = directory / MANIFEST
-    manifest = _read_json(path)
-    if manifest.get("format") != FORMAT:
-        raise CheckpointError(f"{path} has format {manifest.get('format')!r}; known: {FORMAT}")
-    for key, kind in (("content_hash", str), ("files", dict), ("metadata", dict)):
-        if not isinstance(manifest.get(key), kind):
-            raise CheckpointError(f"{path} has no entry {key!r}, or not of type {kind.__name__}")
-    for name in {CONFIG, WEIGHTS, *manifest["files"]}:
-        entry = manifest["files"].get(name)
-        if not isinstance(entry, dict) or not {"size", "sha256"} <= entry.keys():
-            raise CheckpointError(f"{path} does not state size and sha256 of {name}")
-    return manifest
-
-
-def verified_manifest(directory: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint directory whose files are the ones that it states.
-
-    Raises:
-        CheckpointError: naming the file that was altered, or what the manifest lacks.
-    """
-    manifest = _read_manifest(directory)
-    for name, entry in manifest["files"].items():
-        if file_sha256(directory / name) != entry["sha256"]:
-            raise CheckpointError(
-                f"{directory / name} was altered: its sha256 is not the manifest's"
-            )
-    if _content_hash(manifest["files"]) != manifest["content_hash"]:
-        raise CheckpointError(f"{directory / MANIFEST} states a wrong content hash")
-    return manifest
-
-
-def _load_weights(model: Decoder, file: Path) -> None:
-    try:
-        weights = load_file(file)
-    except SafetensorError as error:
-        raise CheckpointError(f"{file} is not a readable safetensors file: {error}") from None
-    expected = model.state_dict()
-    for name, value in expected.items():
-        if name not in weights:
-            raise CheckpointError(f"{file} lacks the tensor {name!r}")
-        if weights[name].shape != value.shape:
-            raise CheckpointError(
-                f"{file}: {name!r} has shape {tuple(weights[name].shape)}, "
-                f"the configuration needs {tuple(value.shape)}"
-            )
-    unknown = sorted(set(weights) - set(expected))
-    if unknown:
-        raise CheckpointError(f"{file} has the unknown tensor {unknown[0]!r}")
-    model.load_state_dict(weights, assign=True)
-
-
-def _content_hash(files: Mapping[str, Mapping[str, Any]]) -> str:
-    # tokenizer.json decides the tokens only where there are no ranks to make it from.
-    names = HASHED if RANKS_FILE in files else (*HASHED, FAST_FILE)
-    lines = [f"{name} {files[name]['sha256']}\n" for name in names if name in files]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds {type(value).__name__}, expected an object")
-    return value
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:

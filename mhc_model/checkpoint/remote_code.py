@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from mhc_model.config import ModelConfig
@@ -28,6 +29,11 @@ except ModuleNotFoundError as error:
 
 __all__ = ["MHCGatesConfig", "MHCGatesForCausalLM"]
 '''
+
+
+def write_remote_code(directory: Path) -> None:
+    """Writes modeling_mhc_gates.py."""
+    (directory / "modeling_mhc_gates.py").write_text(REMOTE_CODE, encoding="utf-8")
 
 
 def config_entries(config: ModelConfig) -> dict[str, Any]:

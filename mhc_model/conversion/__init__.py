@@ -8,7 +8,10 @@ ground, tokenizer, decoder, checkpoint and engine.
     layouts.py      how a matrix lies in a file: transposed, fused, halves swapped
     state_dicts.py  state dictionaries by these tables
     sources.py      what there is to convert: files, hub, GGUF
-    gguf_files.py   GGUF: weights, configuration, tokenizer
+    rope.py         the base of the rotary embedding, wherever config.json has it
+    gguf_files.py   GGUF: weights by transformers' names
+    gguf_head.py    whether the head of such a file says what it can hold
+    gguf_metadata.py, gguf_tokenizer.py   its configuration and tokenizer, with llama.cpp's defaults
     convert.py      `python -m mhc_model convert`
     export.py       `python -m mhc_model export`, the way back
     validate.py     `python -m mhc_model validate`: is it the same model

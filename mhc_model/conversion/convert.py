@@ -15,7 +15,13 @@ from typing import Any
 
 import torch
 
-from mhc_model.checkpoint import Checkpoint, cast_matrices, load_checkpoint, save_checkpoint
+from mhc_model.checkpoint import (
+    Checkpoint,
+    cast_matrices,
+    load_checkpoint,
+    save_checkpoint,
+    with_tensors,
+)
 from mhc_model.config import PRESETS, MHCConfig, ModelConfig
 from mhc_model.conversion.families import family_of
 from mhc_model.conversion.sources import Source, read_source
@@ -81,14 +87,12 @@ def build(source: Source, mhc: MHCConfig | None = None, max_seq_len: int | None 
         config = _shorter(config, max_seq_len)
         if config.positions == "learned":
             state["position_embedding.weight"] = state["position_embedding.weight"][:max_seq_len]
-    model = Decoder(config, seed=None)
-    with torch.no_grad():
-        if mhc is not None:
-            model.stream_embedding.zero_()
-            if mhc.mixes:
-                model.gate_logits.fill_(math.log(mhc.gate_init / (1.0 - mhc.gate_init)))
-    model.load_state_dict(model.state_dict() | state, assign=True)
-    return model.eval()
+    if mhc is not None:
+        state["stream_embedding"] = torch.zeros(mhc.n_streams, config.d_model)
+        if mhc.mixes:
+            gate = math.log(mhc.gate_init / (1.0 - mhc.gate_init))
+            state["gate_logits"] = torch.full((config.n_gates,), gate)
+    return with_tensors(config, state)
 
 
 def _shorter(config: ModelConfig, max_seq_len: int) -> ModelConfig:

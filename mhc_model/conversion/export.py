@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from mhc_model.checkpoint import load_checkpoint
+from mhc_model.checkpoint import WEIGHTS, load_checkpoint
 from mhc_model.conversion.families import family_for
-from mhc_model.conversion.sources import CONFIG, WEIGHTS
+from mhc_model.conversion.sources import CONFIG
 from mhc_model.conversion.state_dicts import to_transformers
 from mhc_model.decoder import Decoder
 from mhc_model.errors import CheckpointError

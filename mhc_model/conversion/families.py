@@ -19,8 +19,11 @@ from mhc_model.conversion.layouts import (
     TRANSPOSED,
     Layout,
 )
+from mhc_model.conversion.rope import rope_base
 from mhc_model.errors import CheckpointError
 from mhc_model.settings import validate_settings
+
+FULL = "full_attention"  # the one of transformers' layer types that the decoder has
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,16 @@ class Family:
                     f"{source}: {entry} is {entries[entry]!r}; supported for {self.name}: "
                     f"{', '.join(map(repr, allowed))}"
                 )
+        if entries.get("quantization_config") is not None:
+            raise CheckpointError(
+                f"{source} has quantization_config: the weights are quantised; convert the "
+                f"original, or a GGUF file"
+            )
+        others = sorted({str(kind) for kind in _layer_types(entries, source)} - {FULL})
+        if others:
+            raise CheckpointError(
+                f"{source}: layer_types has {', '.join(map(repr, others))}; supported: {FULL!r}"
+            )
         values = dict(self.ours)
         for name, entry in self.entries.items():
             if entry in entries:
@@ -105,7 +118,7 @@ class Family:
             else:
                 raise CheckpointError(f"{source} has no entry {entry!r}, which {self.name} needs")
         if values.get("positions") != "learned":
-            values["rope_base"] = _rope_base(entries, source)
+            values["rope_base"] = rope_base(entries, source)
         return validate_settings(ModelConfig, values, source)
 
     def config_entries(self, config: ModelConfig) -> dict[str, Any]:
@@ -143,21 +156,11 @@ def resolved(config: ModelConfig) -> ModelConfig:
     return config.model_copy(update=sizes)
 
 
-def _rope_base(entries: Mapping[str, Any], source: str) -> float:
-    """The base of an ordinary rotary embedding; refuses the scaled ones."""
-    parameters = {"rope_theta": entries.get("rope_theta", 10000.0)}
-    for name in ("rope_parameters", "rope_scaling"):
-        if entries.get(name) is not None:
-            parameters |= entries[name]
-    kind = parameters.get("rope_type", parameters.get("type", "default"))
-    if kind != "default":
-        raise CheckpointError(
-            f"{source}: the rotary embedding is scaled (rope_type {kind!r}); supported: 'default'"
-        )
-    share = parameters.get("partial_rotary_factor", entries.get("partial_rotary_factor", 1.0))
-    if share not in (None, 1.0):
-        raise CheckpointError(f"{source}: partial_rotary_factor is {share}; supported: 1.0")
-    return float(parameters["rope_theta"])
+def _layer_types(entries: Mapping[str, Any], source: str) -> list[Any]:
+    kinds = entries.get("layer_types")
+    if kinds is not None and not isinstance(kinds, list):
+        raise CheckpointError(f"{source}: layer_types is {kinds!r:.100}; it must be a list")
+    return kinds or []
 
 
 _SIZES = {

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
+from mhc_model.checkpoint import INDEX, WEIGHTS, find_weights
+from mhc_model.conversion.families import family_of
+from mhc_model.conversion.state_dicts import check_stored
 from mhc_model.errors import CheckpointError
 from mhc_model.tokenizer import FAST_FILE, FastTokenizer, tokenizer_files
+from mhc_model.untrusted import read_object, token_ids
 
-CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+CONFIG = "config.json"
 HUB_FILES = (CONFIG, "*.safetensors", INDEX, "generation_config.json", "tokenizer*.json", "*.jinja")
 
 
@@ -78,16 +79,19 @@ def _read_directory(directory: Path, name: str | None = None) -> Source:
             f"{directory} has no {CONFIG}"
             + (f" and {len(found)} GGUF files; name one of them" if found else "")
         )
-    entries = read_json(config_file)
-    tensors, files = _read_weights(directory)
-    return Source(
-        name=name or str(directory),
-        config_file=config_file,
-        entries=entries,
-        tensors=tensors,
-        files=files,
-        tokenizer=_read_tokenizer(directory, entries),
-    )
+    entries = read_object(config_file)
+    family = family_of(entries, str(config_file))
+    config = family.model_config(entries, str(config_file))
+    if entries.get("transformers_weights") not in (None, WEIGHTS):
+        raise CheckpointError(
+            f"{config_file}: transformers_weights is {entries['transformers_weights']!r:.100}; "
+            f"supported: {WEIGHTS!r}"
+        )
+    weights = find_weights(directory)
+    source = Source(name or str(directory), config_file, entries, {}, weights.files)
+    check_stored(family, config, weights.stored, source.file_of)
+    tokenizer = _read_tokenizer(directory, entries)
+    return replace(source, tensors=weights.load(), tokenizer=tokenizer)
 
 
 def _read_tokenizer(directory: Path, entries: Mapping[str, Any]) -> FastTokenizer | None:
@@ -95,61 +99,11 @@ def _read_tokenizer(directory: Path, entries: Mapping[str, Any]) -> FastTokenize
     if FAST_FILE not in files:
         return None
     generation = directory / "generation_config.json"
-    ends = read_json(generation).get("eos_token_id") if generation.exists() else None
+    ends = read_object(generation).get("eos_token_id") if generation.exists() else None
+    named = directory / CONFIG if ends is None else generation
     ends = entries.get("eos_token_id") if ends is None else ends
-    ids = [] if ends is None else ends if isinstance(ends, list) else [ends]
-    size = entries.get("vocab_size")
-    return FastTokenizer.from_files(files, size, ids, str(directory))
-
-
-def _read_weights(directory: Path) -> tuple[dict[str, Tensor], dict[str, Path]]:
-    index_file, single = directory / INDEX, directory / WEIGHTS
-    if not index_file.exists():
-        if not single.exists():
-            raise CheckpointError(
-                f"{directory} has neither {WEIGHTS} nor {INDEX}; other formats are not read: save "
-                f"the model with safetensors"
-            )
-        tensors = _load(single)
-        return tensors, dict.fromkeys(tensors, single)
-    index = read_json(index_file).get("weight_map")
-    if not isinstance(index, dict):
-        raise CheckpointError(f"{index_file} has no object 'weight_map'")
-    tensors, files = {}, {}
-    for shard in sorted(set(index.values())):
-        file = directory / str(shard)
-        for key, tensor in _load(file).items():
-            tensors[key], files[key] = tensor, file
-    for key, shard in index.items():
-        if files.get(key) != directory / str(shard):
-            raise CheckpointError(
-                f"{directory / str(shard)} lacks the tensor {key!r} that {index_file.name} lists"
-            )
-    return tensors, files
-
-
-def _load(file: Path) -> dict[str, Tensor]:
-    if not file.exists():
-        raise CheckpointError(f"{file} does not exist")
-    try:
-        return load_file(file)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file} is not a readable safetensors file: {error}") from None
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        CheckpointError: if it cannot be read or holds something else.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds {type(value).__name__}, expected an object")
-    return value
+    ids = token_ids(ends, f"{named}: eos_token_id")
+    return FastTokenizer.from_files(files, entries.get("vocab_size"), ids, str(directory))
 
 
 def _download(name: str) -> Path:

@@ -1,9 +1,9 @@
 """Whether a converted model is the original: logits, every sublayer, and what is generated.
 
 The original runs in transformers' own class, so the check does not rest on our decoder; or it is
-another checkpoint of ours. Both run in float32 on the CPU. Errors are the largest difference over
-the largest value. The output of a single sublayer rounds more than the logits do, where it is small
-beside the residual stream: ten times the tolerance is let pass there.
+another checkpoint of ours. They run one after the other, in float32 on the CPU. Errors are the
+largest difference over the largest value. The output of a single sublayer rounds more than the
+logits do, where it is small beside the residual stream: ten times the tolerance is let pass there.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mhc_model.checkpoint import MANIFEST, Checkpoint, load_checkpoint
+from mhc_model.checkpoint import Checkpoint, is_own, load_checkpoint, unfilled
 from mhc_model.conversion.families import family_of
 from mhc_model.conversion.sources import Source, read_source
 from mhc_model.conversion.state_dicts import usual_keys
@@ -88,7 +90,6 @@ class _Runnable:
 
     logits: Callable[[Tensor], Tensor]  # (1, t) -> (1, t, v)
     sublayers: Sequence[nn.Module]
-    generate: Callable[[list[int], int], list[int]]
     vocab_size: int
 
 
@@ -112,25 +113,59 @@ def validate_equivalence(
     Raises:
         CheckpointError: if one of them cannot be read, or they have different sizes.
     """
-    checkpoint = load_checkpoint(converted, dtype=torch.float32)
-    ours, theirs = _our_model(checkpoint), _reference(original)
-    if (ours.vocab_size, len(ours.sublayers)) != (theirs.vocab_size, len(theirs.sublayers)):
-        raise CheckpointError(
-            f"{converted} has {ours.vocab_size} token ids and {len(ours.sublayers)} sublayers, "
-            f"{original} has {theirs.vocab_size} and {len(theirs.sublayers)}: not the same model"
+    # One model at a time: what the first one gives waits on the disk.
+    with TemporaryDirectory(prefix="validate-") as directory:
+        rows, completions, size = _run_converted(
+            converted, prompts, max_new_tokens, Path(directory)
         )
-    rows = _token_rows(checkpoint, prompts, max_new_tokens)
-    logits, sublayers, same = 0.0, [0.0] * len(ours.sublayers), 0
-    for row in rows:
-        found, parts = _run(ours, row)
-        expected, their_parts = _run(theirs, row)
-        logits = max(logits, relative_error(found, expected))
-        errors = map(relative_error, parts, their_parts)
-        sublayers = [max(pair) for pair in zip(sublayers, errors, strict=True)]
-        if max_new_tokens:
-            same += ours.generate(row, max_new_tokens) == theirs.generate(row, max_new_tokens)
+        theirs = _reference(original)
+        if size != (theirs.vocab_size, len(theirs.sublayers)):
+            raise CheckpointError(
+                f"{converted} has {size[0]} token ids and {size[1]} sublayers, {original} has "
+                f"{theirs.vocab_size} and {len(theirs.sublayers)}: not the same model"
+            )
+        logits, sublayers, same = 0.0, [0.0] * size[1], 0
+        for number, (row, made) in enumerate(zip(rows, completions, strict=True)):
+            found = load_file(_file_of(Path(directory), number))
+            expected = _run(theirs, row, made)
+            logits = max(logits, relative_error(found["logits"], expected["logits"]))
+            for k in range(size[1]):
+                error = relative_error(found[f"sublayer {k}"], expected[f"sublayer {k}"])
+                sublayers[k] = max(sublayers[k], error)
+            same += bool(made) and torch.equal(expected["greedy"], torch.tensor(made))
     generated = len(rows) if max_new_tokens else 0
     return Equivalence(tolerance, logits, tuple(sublayers), generated, same)
+
+
+def _run_converted(
+    converted: str | Path,
+    prompts: Sequence[str | Sequence[int]] | None,
+    new: int,
+    directory: Path,
+) -> tuple[list[list[int]], list[list[int]], tuple[int, int]]:
+    """Runs the converted model and forgets it.
+
+    Returns:
+        The prompts, their greedy completions, and the sizes of vocabulary and depth; a file of
+        `directory` has what `_run` gives of each prompt.
+    """
+    checkpoint = load_checkpoint(converted, dtype=torch.float32)
+    rows = _token_rows(checkpoint, prompts, new)
+    completions: list[list[int]] = [[] for _ in rows]
+    if new:
+        sizes = {"max_batch": min(len(rows), 32), "max_seq_len": new + max(map(len, rows))}
+        engine = Engine(checkpoint.model, **sizes, prefix_cache_bytes=0)
+        sampling = SamplingParams(max_tokens=new, ignore_eos=True)
+        requests = [Request(row, sampling=sampling) for row in rows]
+        completions = [list(done.tokens) for done in engine.generate(requests)]
+    ours = _our_model(checkpoint)
+    for number, (row, made) in enumerate(zip(rows, completions, strict=True)):
+        save_file(_run(ours, row, made), _file_of(directory, number))
+    return rows, completions, (ours.vocab_size, len(ours.sublayers))
+
+
+def _file_of(directory: Path, number: int) -> Path:
+    return directory / f"{number}.safetensors"
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:
@@ -160,11 +195,25 @@ def _token_rows(
 
 
 @torch.no_grad()
-def _run(model: _Runnable, row: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
-    """Logits and the output of every sublayer."""
+def _run(model: _Runnable, row: Sequence[int], made: Sequence[int]) -> dict[str, Tensor]:
+    """What a model makes of a prompt, and of a completion behind it.
+
+    Args:
+        model: to run, once.
+        row: the prompt.
+        made: a greedy completion, of whichever model. It is this one's too if at each of its
+            tokens this model prefers that token.
+
+    Returns:
+        `logits` (t, v) and the outputs `sublayer K` (t, c) over the prompt, and `greedy`, the
+        tokens that the model prefers along the completion.
+    """
+    t = len(row)
     with _recording(model.sublayers) as outputs:
-        logits = model.logits(torch.tensor([row]))
-    return logits, outputs
+        logits = model.logits(torch.tensor([[*row, *made[:-1]]]))[0]
+    kept = {f"sublayer {k}": output[0, :t].contiguous() for k, output in enumerate(outputs)}
+    greedy = logits[t - 1 :].argmax(dim=-1)[: len(made)]
+    return kept | {"logits": logits[:t].contiguous(), "greedy": greedy}
 
 
 @contextmanager
@@ -184,36 +233,21 @@ def _recording(modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
 
 def _our_model(checkpoint: Checkpoint) -> _Runnable:
     model: Decoder = checkpoint.model
-    engine = Engine(model, max_batch=1)
-
-    def generate(row: list[int], new: int) -> list[int]:
-        sampling = SamplingParams(max_tokens=new, ignore_eos=True)
-        return list(engine.generate([Request(row, sampling=sampling)])[0].tokens)
-
     sublayers = [part for layer in model.layers for part in (layer.attention, layer.mlp)]
-    return _Runnable(model, sublayers, generate, model.config.vocab_size)
+    return _Runnable(model, sublayers, model.config.vocab_size)
 
 
 def _reference(original: str | Path) -> _Runnable:
-    if (Path(original) / MANIFEST).exists():
+    if is_own(original):
         return _our_model(load_checkpoint(original, dtype=torch.float32))
     source = read_source(original)
     model = transformers_model(source)
     family = family_of(source.entries, str(source.config_file))
     layers: int = model.config.num_hidden_layers
     paths = [path.replace("{i}", str(i)) for i in range(layers) for path in family.sublayers]
-
-    def generate(row: list[int], new: int) -> list[int]:
-        tokens = torch.tensor([row])
-        options = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}
-        mask = torch.ones_like(tokens)
-        made = model.generate(tokens, attention_mask=mask, max_new_tokens=new, **options)
-        return made[0, len(row) :].tolist()
-
     return _Runnable(
-        lambda tokens: model(tokens).logits.float(),
+        lambda tokens: model(tokens, use_cache=False).logits.float(),
         [model.get_submodule(path) for path in paths],
-        generate,
         model.config.vocab_size,
     )
 
@@ -226,9 +260,11 @@ def transformers_model(source: Source) -> Any:
     ours = family.model_config(source.entries, str(source.config_file))
     entries = {k: v for k, v in source.entries.items() if k not in ("model_type", "dtype")}
     config = AutoConfig.for_model(family.name, **entries)
-    model = AutoModelForCausalLM.from_config(config).float()
+    with unfilled():
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     tensors = usual_keys(family, ours, source.tensors, source.file_of)
-    missing, unexpected = model.load_state_dict(dict(tensors), strict=False)
+    floats = {key: value.float() for key, value in tensors.items()}
+    missing, unexpected = model.load_state_dict(floats, strict=False, assign=True)
     implied = (*family.ignored, *([family.head] if ours.tied else []))
     missing = [key for key in missing if not key.endswith(implied)]
     if unexpected or missing:

@@ -191,7 +191,7 @@ class Decoder(Gated):
     ) -> Tensor:
         """The normalised output of the last layer, (b, t, c); arguments as in `forward`."""
         b, t = tokens.shape
-        gates = self._checked_gates(gates, b, t)
+        gates = self.checked_gates(gates, b, t)
         attend = self._attend(tokens, cache)
         x = self.through_layers(tokens, self._positions(tokens, cache), gates, attend)
         if cache is not None:

@@ -109,7 +109,7 @@ class Gated(nn.Module):
         shape = (batch, 2 * self.config.n_layers)
         return torch.full(shape, gate, device=self.stream_embedding.device)
 
-    def _checked_gates(self, gates: Tensor | None, batch: int, tokens: int) -> Tensor | None:
+    def checked_gates(self, gates: Tensor | None, batch: int, tokens: int) -> Tensor | None:
         """Gates of a forward pass, (b, 2L) or (b, t, 2L), on the model's device; None if it takes
         none."""
         if self.config.gateless is not None:

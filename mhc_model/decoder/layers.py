@@ -5,6 +5,7 @@ Axes: b batch, t token, s attended position, c channel, h head, d head dim.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -72,6 +73,7 @@ class Attend(NamedTuple):
     positions: Tensor | None = None  # (b, t), with a cache
     mask: Tensor | None = None  # (b, 1, t, s), True is seen; None is causal, nothing came before
     paged: bool = False  # vLLM holds keys and values, and knows whose tokens these are
+    weights: dict[int, Tensor] | None = None  # each layer leaves (b, h, t, s) here, if asked to
 
 
 class Attention(nn.Module):
@@ -110,6 +112,9 @@ class Attention(nn.Module):
             if attend.mask is not None:
                 seen = attend.cache.read(self.layer, attend.mask.shape[-1])
                 k, v = (each.to(q.dtype) for each in seen)
+        if attend.weights is not None:
+            attend.weights[self.layer] = weights = self._weights(q, k, attend.mask)
+            return weights @ v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)
         return F.scaled_dot_product_attention(
             q,
             k,
@@ -118,6 +123,14 @@ class Attention(nn.Module):
             is_causal=attend.mask is None,
             enable_gqa=self.config.kv_heads != self.config.n_heads,
         )
+
+    def _weights(self, q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
+        """(b, h, t, s): how much each query takes of each value."""
+        k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+        scores = q @ k.mT / math.sqrt(q.shape[-1])
+        if mask is None:
+            mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
+        return scores.masked_fill(~mask, -math.inf).softmax(dim=-1, dtype=torch.float32).to(q.dtype)
 
     def _turn(self, q: Tensor, k: Tensor, attend: Attend) -> tuple[Tensor, Tensor]:
         """Queries and keys (b, h, t, d), normalised and rotated as the configuration says."""

@@ -14,6 +14,7 @@ from mhc_model.tokenizer.base import (
     CONFIG_FILE,
     FAST_FILE,
     RANKS_FILE,
+    TEMPLATE_FILE,
     Tokenizer,
     without_surrogates,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "FAST_FILE",
     "GPT2_PATTERN",
     "RANKS_FILE",
+    "TEMPLATE_FILE",
     "FastTokenizer",
     "TiktokenTokenizer",
     "Tokenizer",

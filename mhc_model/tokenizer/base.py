@@ -22,6 +22,10 @@ from mhc_model.errors import DataError
 RANKS_FILE = "tokenizer.tiktoken"
 CONFIG_FILE = "tokenizer_config.json"
 FAST_FILE = "tokenizer.json"
+TEMPLATE_FILE = "chat_template.jinja"
+
+# What every tokenizer must take: a pattern that a file brings may fail, or leave text out.
+PROBE = "It's 3 + 4 = 17.\n\n\tnaïve café,  two  spaces\r\n北京 🙂 <|x|> " + "a" * 64 + " b "
 
 
 class Tokenizer(ABC):
@@ -38,7 +42,7 @@ class Tokenizer(ABC):
     bos_id: int | None
     eos_ids: tuple[int, ...]
     special_tokens: Mapping[str, int]
-    _bytes: Sequence[bytes]  # by id
+    _bytes: Sequence[bytes]  # by id, as far as there are tokens
 
     # Ways to a tokenizer that load.py hangs up here, since this class knows no kind.
     from_directory: ClassVar[Callable[..., Tokenizer]]
@@ -122,11 +126,13 @@ class Tokenizer(ABC):
             raise DataError(
                 f"token id {token} is outside the vocabulary of 0 to {self.vocab_size - 1}"
             )
-        return self._bytes[token]
+        return self._bytes[token] if token < len(self._bytes) else b""
 
     def token_byte_lengths(self) -> Tensor:
         """(vocab_size,) int64 number of bytes of every token, 0 for special tokens."""
-        return torch.tensor([len(token) for token in self._bytes], dtype=torch.int64)
+        lengths = torch.zeros(self.vocab_size, dtype=torch.int64)
+        lengths[: len(self._bytes)] = torch.tensor([len(token) for token in self._bytes])
+        return lengths
 
     def save(self, directory: str | Path) -> None:
         """Writes the tokenizer's files into `directory`, creating it if needed."""

@@ -14,11 +14,25 @@ from typing import Any
 
 import tokenizers
 
-from mhc_model.errors import CheckpointError
-from mhc_model.tokenizer.base import CONFIG_FILE, FAST_FILE, Tokenizer, without_surrogates
+from mhc_model.errors import CheckpointError, DataError
+from mhc_model.tokenizer.base import (
+    CONFIG_FILE,
+    FAST_FILE,
+    PROBE,
+    TEMPLATE_FILE,
+    Tokenizer,
+    without_surrogates,
+)
 from mhc_model.tokenizer.tokenizer_json import byte_alphabet
+from mhc_model.untrusted import (
+    MAX_TOKENIZER,
+    parse_object,
+    read_file,
+    token_ids,
+    without_panics,
+)
 
-TEMPLATE_FILE = "chat_template.jinja"
+MAX_IDS = 2**24  # of a vocabulary; the largest known have about a million
 
 
 class FastTokenizer(Tokenizer):
@@ -50,6 +64,11 @@ class FastTokenizer(Tokenizer):
         self.bos_id = bos_id
         self.eos_ids = tuple(eos_ids)
         self.source = source
+        if not isinstance(vocab_size, int) or not 1 <= vocab_size <= MAX_IDS:
+            raise CheckpointError(
+                f"{source}: vocab_size is {vocab_size!r:.100}; it must be 1 to {MAX_IDS}"
+            )
+        token_ids([*self.eos_ids, *([] if bos_id is None else [bos_id])], f"{source}: bos or eos")
         if not self.eos_ids:
             raise CheckpointError(f"{source} names no end-of-text token (eos_token)")
         self._fast = _read_fast(self._kept[FAST_FILE], source)
@@ -98,10 +117,7 @@ class FastTokenizer(Tokenizer):
         Raises:
             CheckpointError: if a file is missing or malformed.
         """
-        names = (FAST_FILE, CONFIG_FILE, TEMPLATE_FILE)
-        files = {
-            name: (directory / name).read_bytes() for name in names if (directory / name).exists()
-        }
+        files = tokenizer_files(directory)
         if FAST_FILE not in files:
             raise CheckpointError(f"{directory} has no {FAST_FILE}")
         source = str(directory)
@@ -109,9 +125,8 @@ class FastTokenizer(Tokenizer):
         if own is None:
             return cls.from_files(files, source=source)
         try:
-            bos, ends = own["bos_id"], [int(i) for i in own["eos_ids"]]
-            return cls(files, int(own["vocab_size"]), bos, ends, source)
-        except (KeyError, TypeError, ValueError):
+            return cls(files, own["vocab_size"], own["bos_id"], own["eos_ids"], source)
+        except (KeyError, TypeError):
             raise CheckpointError(
                 f"{directory / CONFIG_FILE} is malformed: mhc_gates must have vocab_size, bos_id "
                 f"and eos_ids; convert the model again"
@@ -127,7 +142,9 @@ class FastTokenizer(Tokenizer):
     def encode_batch(self, texts: Sequence[str], bos: bool = False) -> list[list[int]]:
         plain = list(map(without_surrogates, texts))
         start = [self.bos_id] if bos and self.bos_id is not None else []
-        encoded = self._fast.encode_batch(plain, add_special_tokens=False)
+        encoded = without_panics(
+            lambda: self._fast.encode_batch(plain, add_special_tokens=False), DataError
+        )
         return [[*start, *row.ids] for row in encoded]
 
     def encode_documents(self, texts: Sequence[str]) -> list[list[int]]:
@@ -151,23 +168,31 @@ class FastTokenizer(Tokenizer):
 def tokenizer_files(directory: Path) -> dict[str, bytes]:
     """Name -> content of transformers' tokenizer files, as far as there are any."""
     paths = [directory / name for name in (FAST_FILE, CONFIG_FILE, TEMPLATE_FILE)]
-    return {path.name: path.read_bytes() for path in paths if path.exists()}
+    return {path.name: read_file(path, MAX_TOKENIZER) for path in paths if path.exists()}
 
 
 def _read_fast(content: bytes, source: str) -> tokenizers.Tokenizer:
+    where = f"{source}: {FAST_FILE}"
     try:
-        text = content.decode("utf-8")
-        kinds = json.loads(text)
-        fast = tokenizers.Tokenizer.from_str(text)
-    except Exception as error:  # `tokenizers` raises nothing narrower
-        raise CheckpointError(f"{source}: {FAST_FILE} cannot be read: {error}") from None
-    decoder = kinds.get("decoder") or {}
-    decoders = [decoder, *decoder.get("decoders", [])]
-    if kinds["model"]["type"] != "BPE" or all(d.get("type") != "ByteLevel" for d in decoders):
-        raise CheckpointError(
-            f"{source}: {FAST_FILE} is {kinds['model']['type']} with the decoder "
-            f"{decoder.get('type')}; supported: byte-level BPE"
+        text = content.decode("utf-8-sig")
+        fast: tokenizers.Tokenizer = without_panics(
+            lambda: tokenizers.Tokenizer.from_str(text), CheckpointError
         )
+        decoder = json.loads(fast.decoder.__getstate__()) if fast.decoder is not None else {}
+    except Exception as error:  # `tokenizers` raises nothing narrower
+        raise CheckpointError(f"{where} cannot be read: {error}") from None
+    # The library knows the kind of a model that does not name it, as GPT-2's own file.
+    kind = type(fast.model).__name__
+    decoders = [decoder, *decoder.get("decoders", [])]
+    if kind != "BPE" or all(d.get("type") != "ByteLevel" for d in decoders):
+        raise CheckpointError(
+            f"{where} is {kind} with the decoder {decoder.get('type')}; supported: byte-level BPE"
+        )
+    fast.model.dropout = None  # merges left out by chance
+    without_panics(
+        lambda: fast.encode(PROBE),
+        lambda why: CheckpointError(f"{where} does not take a text: {why}"),
+    )
     fast.no_padding()
     fast.no_truncation()
     fast.encode_special_tokens = True  # their names in a text are text
@@ -175,13 +200,7 @@ def _read_fast(content: bytes, source: str) -> tokenizers.Tokenizer:
 
 
 def _read_config(files: Mapping[str, bytes], source: str) -> dict[str, Any]:
-    try:
-        config = json.loads(files.get(CONFIG_FILE, b"{}"))
-    except ValueError as error:
-        raise CheckpointError(f"{source}: {CONFIG_FILE} cannot be read: {error}") from None
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{source}: {CONFIG_FILE} holds no object")
-    return config
+    return parse_object(files.get(CONFIG_FILE, b"{}"), f"{source}: {CONFIG_FILE}")
 
 
 def _named_id(fast: tokenizers.Tokenizer, name: Any) -> int | None:
@@ -192,11 +211,12 @@ def _named_id(fast: tokenizers.Tokenizer, name: Any) -> int | None:
 
 
 def _token_bytes(fast: tokenizers.Tokenizer, vocab_size: int, source: str) -> list[bytes]:
-    """Bytes by id; empty for special tokens and for ids without a token."""
+    """Bytes by id up to the last token; empty for special tokens and for ids without a token."""
     added = fast.get_added_tokens_decoder()
     byte_of = {character: byte for byte, character in enumerate(byte_alphabet())}
-    table = [b""] * vocab_size
-    for name, token in fast.get_vocab().items():
+    names = fast.get_vocab()
+    table = [b""] * min(vocab_size, 1 + max(names.values(), default=-1))
+    for name, token in names.items():
         if token >= vocab_size:
             raise CheckpointError(
                 f"{source}: {FAST_FILE} has the token {name!r} with id {token}, the model only "

@@ -7,6 +7,7 @@ from pathlib import Path
 from mhc_model.tokenizer.base import CONFIG_FILE, FAST_FILE, RANKS_FILE, Tokenizer
 from mhc_model.tokenizer.fast_tokenizer import FastTokenizer
 from mhc_model.tokenizer.tiktoken_tokenizer import TiktokenTokenizer
+from mhc_model.untrusted import read_file
 
 
 def load_tokenizer(directory: str | Path) -> Tokenizer:
@@ -17,7 +18,7 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
     """
     directory = Path(directory)
     config = directory / CONFIG_FILE
-    ours = config.exists() and b'"pattern"' in config.read_bytes()
+    ours = config.exists() and b'"pattern"' in read_file(config)
     if ours or (directory / RANKS_FILE).exists() or not (directory / FAST_FILE).exists():
         return TiktokenTokenizer.load(directory)
     return FastTokenizer.load(directory)

@@ -16,6 +16,7 @@ import gzip
 import json
 import os
 import re
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -28,11 +29,19 @@ from mhc_model.errors import CheckpointError, ConfigError, DataError
 from mhc_model.tokenizer.base import (
     CONFIG_FILE,
     FAST_FILE,
+    PROBE,
     RANKS_FILE,
     Tokenizer,
     without_surrogates,
 )
 from mhc_model.tokenizer.tokenizer_json import fast_tokenizer_json
+from mhc_model.untrusted import (
+    MAX_TOKENIZER,
+    check_regular,
+    parse_object,
+    read_file,
+    without_panics,
+)
 
 # Both patterns avoid possessive quantifiers, `$` and (?i:...): tokenizer.json is read by another
 # regular expression engine, which would understand these differently.
@@ -82,6 +91,11 @@ class TiktokenTokenizer(Tokenizer):
             raise DataError(
                 f"split pattern {pattern!r} is not a regular expression: {error}"
             ) from None
+        if self.decode(self.encode(PROBE)) != PROBE:
+            raise DataError(
+                f"split pattern {pattern!r} leaves out a part of {PROBE!r}: every character must "
+                f"be in a piece"
+            )
 
     @classmethod
     def from_file(
@@ -149,11 +163,9 @@ class TiktokenTokenizer(Tokenizer):
         directory = Path(directory)
         path = directory / CONFIG_FILE
         try:
-            fields = json.loads(path.read_text(encoding="utf-8"))["mhc_gates"]
+            fields = parse_object(read_file(path), str(path))["mhc_gates"]
             pattern, special = str(fields["pattern"]), str(fields["special"])
-        except OSError as error:
-            raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
-        except (ValueError, KeyError, TypeError):
+        except (KeyError, TypeError):
             raise CheckpointError(
                 f"{path} is malformed: it must be JSON with mhc_gates.pattern and "
                 f"mhc_gates.special; save the tokenizer again"
@@ -174,7 +186,7 @@ class TiktokenTokenizer(Tokenizer):
             DataError: if more than half a million whitespace characters follow one another.
         """
         _check_whitespace(text)
-        ids = self._encoding.encode_ordinary(text)
+        ids = without_panics(lambda: self._encoding.encode_ordinary(text), self._failed)
         return [self.eos_id, *ids] if bos else ids
 
     def encode_batch(self, texts: Sequence[str], bos: bool = False) -> list[list[int]]:
@@ -184,8 +196,17 @@ class TiktokenTokenizer(Tokenizer):
             return [self.encode(text, bos) for text in texts]
         for text in texts:
             _check_whitespace(text)
-        rows = self._encoding.encode_ordinary_batch(list(texts), num_threads=threads)
+        rows = without_panics(
+            lambda: self._encoding.encode_ordinary_batch(list(texts), num_threads=threads),
+            self._failed,
+        )
         return [[self.eos_id, *ids] for ids in rows] if bos else rows
+
+    def _failed(self, why: str) -> DataError:
+        return DataError(
+            f"{why}; the split pattern {self.pattern!r} must not match an empty text, nor leave "
+            f"out a part of a text"
+        )
 
     def encode_documents(self, texts: Sequence[str]) -> list[list[int]]:
         """Each text after the special token, which also ends the text before."""
@@ -265,11 +286,15 @@ def _read_ranks(path: Path) -> dict[bytes, int]:
                 fault = "repeats an earlier token" if token else "has an empty token"
                 raise DataError(f"{path} line {number} {fault}: {line[:80]!r}")
             ranks[token] = value
-    except (OSError, EOFError) as error:  # gzip raises both for a damaged file
+    except (OSError, EOFError, zlib.error, CheckpointError) as error:  # gzip's are the first three
         raise DataError(f"vocabulary file {path} cannot be read: {error}") from None
     return ranks
 
 
 def _read_lines(path: Path) -> Iterator[bytes]:
+    check_regular(path)
     with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-        yield from file
+        content = file.read(MAX_TOKENIZER + 1)
+    if len(content) > MAX_TOKENIZER:
+        raise DataError(f"vocabulary file {path} has more than {MAX_TOKENIZER} bytes")
+    yield from content.splitlines(keepends=True)

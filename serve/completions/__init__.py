@@ -8,6 +8,7 @@ A request's way:
     schemas.py        bodies and responses of completions; what all bodies have in common
     chat_schemas.py   those of chat completions
     chat_template.py  from a conversation to a prompt
+    template_environment.py  what templates run in, and a process to try them in
     gates.py          gates of a body: their forms, the numbers behind them, where these come from
     prepare.py        from a body to the engine's requests: tokens, gates, sampling
     batcher.py        the thread that drives the engine for all callers

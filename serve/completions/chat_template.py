@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import re
 import secrets
 from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from jinja2 import TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from mhc_model.errors import ConfigError
-from mhc_model.tokenizer import CONFIG_FILE, Tokenizer
-
-TEMPLATE_FILE = "chat_template.jinja"
+from mhc_model.errors import CheckpointError, ConfigError
+from mhc_model.tokenizer import CONFIG_FILE, TEMPLATE_FILE, Tokenizer
+from mhc_model.untrusted import MAX_TOKENIZER, read_file, read_object
+from serve.completions.template_environment import (
+    FAULTS,
+    OVERRUNS,
+    limited_time,
+    make_environment,
+    try_template,
+)
 
 # Fits base models trained on "Question: ...\nAnswer: ..." documents.
 DEFAULT_TEMPLATE = """\
@@ -31,8 +34,6 @@ DEFAULT_TEMPLATE = """\
 {%- endfor %}
 {%- if add_generation_prompt %}Answer:{% endif %}"""
 DEFAULT_STOP = "Question:"
-
-_PROBE = [{"role": "user", "content": "a"}]
 
 
 class ChatTemplate:
@@ -49,20 +50,14 @@ class ChatTemplate:
         Raises:
             ConfigError: if it is no template, or fails on a conversation of one user message.
         """
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
-        environment.filters["tojson"] = _to_json
-        environment.globals["raise_exception"] = _raise
-        environment.globals["strftime_now"] = lambda format: datetime.now().strftime(format)
         self.stop = tuple(stop)
-        try:
-            self._template = environment.from_string(source)
-            self._render(_PROBE, "", "")
-        except (TemplateError, TypeError, ValueError, LookupError) as error:
-            raise ConfigError(
-                f"the chat template does not render a user message: {error}"
-            ) from error
+        fault = None
+        if source != DEFAULT_TEMPLATE:
+            variables = {"add_generation_prompt": True, "bos_token": "", "eos_token": ""}
+            fault = try_template(source, variables)
+        if fault is not None:
+            raise ConfigError(f"the chat template does not render a user message: {fault}")
+        self._template = make_environment().from_string(source)
 
     @classmethod
     def load(cls, path: str | Path | None, checkpoint: str | Path) -> ChatTemplate:
@@ -82,7 +77,7 @@ class ChatTemplate:
         if beside.exists():
             return cls(_read(beside))
         config = Path(checkpoint) / CONFIG_FILE
-        source = json.loads(_read(config)).get("chat_template") if config.exists() else None
+        source = _read_config(config).get("chat_template") if config.exists() else None
         if source is None:
             return cls.default()
         if not isinstance(source, str):
@@ -139,22 +134,26 @@ class ChatTemplate:
         return ids
 
     def _render(self, messages: Sequence[dict[str, Any]], bos: str, eos: str) -> str:
-        return self._template.render(
-            messages=messages, add_generation_prompt=True, bos_token=bos, eos_token=eos
-        )
+        with limited_time():
+            try:
+                return self._template.render(
+                    messages=messages, add_generation_prompt=True, bos_token=bos, eos_token=eos
+                )
+            except TemplateError:
+                raise
+            except (*FAULTS, *OVERRUNS) as error:
+                raise TemplateError(f"the chat template fails: {error}") from None
 
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return read_file(path, MAX_TOKENIZER).decode("utf-8")
+    except (CheckpointError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from None
 
 
-def _raise(message: str) -> NoReturn:
-    raise TemplateError(message)
-
-
-def _to_json(value: Any, **options: Any) -> str:
-    """Jinja2's own escapes for HTML."""
-    return json.dumps(value, ensure_ascii=False, **options)
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        return read_object(path, MAX_TOKENIZER)
+    except CheckpointError as error:
+        raise ConfigError(str(error)) from None

@@ -27,7 +27,7 @@ class DataConfig(Settings):
     shards_cache: str | None = Field(
         None,
         description="directory on each machine's own disk for copies of shards that a URI names; "
-        "none is one in the directory for temporary files",
+        "none is one of the user's own in the directory for temporary files",
     )
     verify_shards: bool = Field(
         True,

@@ -9,6 +9,7 @@ and the problems and tasks of evals.
     builtin.py    the built-in problems, each in the style of its behaviour
     manifest.py   what a directory of shards says of itself
     shards.py     `ShardedTokens`: a prepared corpus on a disk or in a bucket
+    shard_cache.py  copies of a bucket's shards: private, and hashed
     batches.py    `Batches`: which tokens belong to which step; `ReadAhead`
     corpus.py     `Corpus`: everything that training reads, and its tokenizer
     questions.py  files, the hub, built-in problems -> questions with answers

@@ -28,7 +28,6 @@ import pyarrow
 import pyarrow.fs
 
 from mhc_model.errors import DataError
-from mhc_model.files import locked_directory
 from mhc_model.tokenizer import Tokenizer
 from train.data.groups import NO_GROUP, Group, RowGroup
 from train.data.manifest import (
@@ -42,6 +41,7 @@ from train.data.manifest import (
     parse_manifest,
     tokenizer_sha256,
 )
+from train.data.shard_cache import fill_cache
 
 OPEN_FILES = 128
 CHUNK = 1 << 20
@@ -69,7 +69,7 @@ class ShardedTokens:
         Args:
             location: absolute directory, or a URI; with `filesystem`, a path in it.
             cache: local directory for copies of shards that are not on a disk of this machine; None
-                is one in the directory for temporary files.
+                is one of this user's in the directory for temporary files.
             filesystem: None finds it by `location`.
 
         Raises:
@@ -203,33 +203,19 @@ class ShardedTokens:
         """Where the training shards are on this machine; copies them first if they are not.
 
         Raises:
-            DataError: naming the shard whose copy has other content.
+            DataError: naming the shard whose content in the bucket is not the manifest's, or the
+                directory for copies that others may write to.
         """
         if self.is_local:
             return Path(self.path)
-        base = Path(tempfile.gettempdir(), "mhc-shards") if self._cache is None else self._cache
-        directory = Path(base, self.sha256[:16])
-        # All workers of a machine ask at once; one copies.
-        with locked_directory(directory, taken=None):
-            for entry in self.manifest.train:
-                target = directory / entry.file
-                size = entry.tokens * self.dtype.itemsize
-                if not target.exists() or target.stat().st_size != size:
-                    self._copy(entry, target)
-        return directory
+        base = None if self._cache is None else Path(self._cache)
+        return fill_cache(
+            base, self.sha256[:16], self.manifest.train, self._chunks_of, self._check_hash
+        )
 
-    def _copy(self, entry: ShardEntry, target: Path) -> None:
-        temporary = target.with_suffix(".tmp")
-        digest = hashlib.sha256()
-        with (
-            self.filesystem.open_input_stream(f"{self.path}/{entry.file}") as stream,
-            temporary.open("wb") as file,
-        ):
-            for chunk in _chunks(stream):
-                digest.update(chunk)
-                file.write(chunk)
-        self._check_hash(entry, digest.hexdigest())
-        temporary.replace(target)
+    def _chunks_of(self, entry: ShardEntry) -> Iterator[bytes]:
+        with self.filesystem.open_input_stream(f"{self.path}/{entry.file}") as stream:
+            yield from _chunks(stream)
 
     def _descriptor(self, shard: int) -> int:
         if shard in self._files:

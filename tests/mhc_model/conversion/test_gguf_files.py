@@ -78,20 +78,22 @@ def write(
     writer.close()
 
 
-def add_tokens(writer: Any, size: int, split: str) -> None:
+def add_tokens(writer: Any, size: int, split: str, begins: bool | None = False) -> None:
     """Bytes, two merges and special tokens, up to `size` ids."""
     from mhc_model.tokenizer.tokenizer_json import byte_alphabet
 
     names = [*SPECIALS, *byte_alphabet(), "ab", "12"]
     names = names[:size]
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(split)
+    if split:
+        writer.add_tokenizer_pre(split)
     writer.add_token_list(names)
     writer.add_token_types([3 if name in SPECIALS else 1 for name in names])
     writer.add_token_merges(["a b", "1 2"])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
-    writer.add_add_bos_token(False)
+    if begins is not None:
+        writer.add_add_bos_token(begins)
     writer.add_chat_template("{{ messages[0].content }}")
 
 
@@ -152,7 +154,7 @@ def test_the_tokenizer(models: dict[str, PreTrainedModel], tmp_path: Path) -> No
     path = convert(tmp_path / "model.gguf", tmp_path / "plain", streams=0).path
     tokenizer = load_checkpoint(path).tokenizer
     assert isinstance(tokenizer, FastTokenizer)
-    assert (tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_ids) == (272, None, (2,))
+    assert (tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_ids) == (272, None, (2, 0))
     assert tokenizer.special_tokens == {name: i for i, name in enumerate(SPECIALS)}
     text = "abab 1212 naïve 北京\n<|im_end|>"
     ids = tokenizer.encode(text)
