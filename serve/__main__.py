@@ -6,6 +6,11 @@ one, the Ray cluster. API keys come from --api-keys-file and the environment var
 
 from __future__ import annotations
 
+from mhc_model.running import supervise
+
+if __name__ == "__main__":
+    supervise(__spec__)
+
 import os
 import sys
 from collections.abc import Sequence

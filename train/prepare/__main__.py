@@ -5,6 +5,11 @@ The same command again goes on after an interruption, or says that all is there.
 
 from __future__ import annotations
 
+from mhc_model.running import supervise
+
+if __name__ == "__main__":
+    supervise(__spec__)
+
 import sys
 from collections.abc import Sequence
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
+from mhc_model.running import EVERY_S
 from train.records.run_directory import RunDirectory
 from train.records.trackers import Tracker
 
@@ -136,7 +137,7 @@ class Progress:
         self.first_step, self.last_step = first_step, last_step
         self.tokens_per_step = tokens_per_step
         self.at_peak = tokens_per_second_at_peak
-        self._started = time.monotonic()
+        self._started = self._said = time.monotonic()
         self._timed_steps, self._timed_seconds = 0, 0.0
 
     def timing(self, step: int, seconds: float) -> dict[str, float]:
@@ -157,8 +158,13 @@ class Progress:
             return 0.0
         return self._timed_steps * self.tokens_per_step / self._timed_seconds
 
+    def is_due(self) -> bool:
+        """Whether a line is due because steps are slow, whatever their number."""
+        return time.monotonic() - self._said >= EVERY_S
+
     def step_line(self, row: dict[str, Any]) -> str:
-        elapsed = time.monotonic() - self._started
+        self._said = time.monotonic()
+        elapsed = self._said - self._started
         line = (
             f"{self._position(row['step'])} | loss {row['loss']:.4f} | "
             f"lr x{row['lr_multiplier']:.3f} | grad {row['grad_norm']:.3f} | "
