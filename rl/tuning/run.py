@@ -30,6 +30,7 @@ from mhc_model.config import ModelConfig, PolicyConfig
 from mhc_model.errors import DataError
 from mhc_model.files import read_lines, replace_json, replace_text
 from mhc_model.policy import GatePolicy
+from mhc_model.running import Heartbeat, doing, on_stop, ray_cluster
 from rl.config import RLConfig
 from rl.directory import check_directory, check_same_inputs, locked_run, save_config
 from rl.env import GateVectorEnv
@@ -75,21 +76,28 @@ def run_tuning(config: RLConfig, ray_arguments: Mapping[str, Any]) -> Path:
             at this run.
     """
     directory = Path(config.storage).resolve() / config.name
-    checkpoint, problems, observations, policy = prepare(config)
+    with doing("loading the model and reading the problems"):
+        checkpoint, problems, observations, policy = prepare(config)
     with locked_run(directory):
-        state = prepare_directory(directory, config, policy, problems)
+        state = read_state(directory, config, policy, problems)
         if is_complete(directory, config, state):
             print(f"run {config.name} is complete at iteration {state['iteration']}: {directory}")
             return directory
-        ray.init(**ray_arguments)
-        try:
-            with closing(ReplicaPool(checkpoint.path, config.pool)) as pool:
+        with ray_cluster(ray, ray_arguments):
+            prepare_directory(directory, config, policy, problems)
+            on_stop(
+                f"the same command goes on in {directory}: from its newest state, which is saved "
+                f"every {config.checkpoint_every} iterations, and with all episodes of "
+                f"rollouts.jsonl since"
+            )
+            with (
+                Heartbeat(f"run {config.name}"),
+                closing(ReplicaPool(checkpoint.path, config.pool)) as pool,
+            ):
                 pool.counters = pool.counters.going_on_from(state["pool"])
                 asker = Asker(pool, checkpoint.tokenizer, config)
                 model = checkpoint.model.config
                 tune(directory, config, model, policy, asker, problems, observations, state)
-        finally:
-            ray.shutdown()
     return directory
 
 
@@ -139,10 +147,10 @@ def tune(
     finish(directory, outcomes, asker.pool, state)
 
 
-def prepare_directory(
+def read_state(
     directory: Path, config: RLConfig, policy: PolicyConfig, problems: Sequence[Problem]
 ) -> dict[str, Any]:
-    """Makes the run's directory, or checks that it is the same run's; gives the saved state.
+    """Checks that the directory is the same run's, if it is there; gives the saved state.
 
     Raises:
         ConfigError: if the directory belongs to a run with other settings, another checkpoint or
@@ -162,6 +170,14 @@ def prepare_directory(
         inputs = {name: state[name] for name in ("checkpoint", "problems")}
         check_same_inputs(saved, inputs, f"run {config.name}")
         state |= saved
+    return state
+
+
+def prepare_directory(
+    directory: Path, config: RLConfig, policy: PolicyConfig, problems: Sequence[Problem]
+) -> dict[str, Any]:
+    """As `read_state`; then makes the directory this run's."""
+    state = read_state(directory, config, policy, problems)
     save_config(directory, config)
     return state
 

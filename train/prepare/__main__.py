@@ -26,7 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from train.prepare.on_ray import RayTasks
     from train.prepare.run import prepare
 
-    prepare(config, RayTasks(config, ray_arguments))
+    tasks = RayTasks(config, ray_arguments)
+    prepare(config, tasks, tasks.ready)
     return 0
 
 
