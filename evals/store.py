@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from mhc_model.errors import ConfigError, DataError
-from mhc_model.files import locked_directory, replace_bytes, replace_text, split_lines
+from mhc_model.files import locked_directory, parse_row, replace_bytes, replace_text, split_lines
 from mhc_model.settings import differences
 
 if TYPE_CHECKING:  # the tasks load torch, and who only reads results needs none
@@ -50,7 +50,9 @@ class SampleStore:
         except BaseException:
             self._lock.close()
             raise
-        self._file: TextIO | None = None  # before the first sample nothing is written
+        self._file: TextIO | None = None
+        if path.exists():  # otherwise nothing is written before the first sample
+            self._begin()
 
     def _begin(self) -> TextIO:
         """Makes the directory this run's."""
@@ -114,8 +116,8 @@ class SampleStore:
         kept = content[: content.rfind(b"\n") + 1]  # the rest may end within a character
         for number, line in enumerate(split_lines(kept), start=1):
             try:
-                row = json.loads(line)
+                row = parse_row(line)
                 self._rows[row["task"], row["id"]] = row
-            except (ValueError, KeyError, TypeError) as error:
+            except (DataError, KeyError, TypeError) as error:
                 raise DataError(f"{path} line {number} is damaged: {error}") from None
         return kept

@@ -28,7 +28,7 @@ from torch.utils.tensorboard import SummaryWriter
 from evals.problems import Problem
 from mhc_model.config import ModelConfig, PolicyConfig
 from mhc_model.errors import DataError
-from mhc_model.files import read_lines, replace_json, replace_text
+from mhc_model.files import parse_row, read_lines, read_own_rows, replace_json, replace_text
 from mhc_model.policy import GatePolicy
 from mhc_model.running import Heartbeat, doing, on_stop, ray_cluster
 from rl.config import RLConfig
@@ -287,8 +287,8 @@ def kept_rows(path: Path, iteration: int) -> list[str]:
     rows = (read_lines(path) if path.exists() else [])[:iteration]
     for expected, row in enumerate(rows, start=1):
         try:
-            found = json.loads(row)["iteration"]
-        except (ValueError, KeyError, TypeError):
+            found = parse_row(row.encode())["iteration"]
+        except (DataError, KeyError, TypeError):
             found = None
         if found != expected:
             raise DataError(f"{path}, line {expected} is not iteration {expected}")
@@ -315,8 +315,8 @@ def finish(
     )
     print("the policy beside fixed gates, on the training problems of the sweep:")
     print(summary_table(summary))
-    rows = read_lines(directory / "metrics.jsonl")
-    first, last = (json.loads(row)["reward"] for row in (rows[0], rows[-1]))
+    rows = read_own_rows(directory / "metrics.jsonl")
+    first, last = (row["reward"] for row in (rows[0], rows[-1]))
     print(
         f"{state['position']} rollouts, mean reward {first:.3f} in the first iteration and "
         f"{last:.3f} in the last, {counters['retried']} requests retried, {counters['lost']} lost; "

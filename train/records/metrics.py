@@ -10,6 +10,8 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
+from mhc_model.errors import DataError
+from mhc_model.files import parse_row, split_lines
 from mhc_model.running import EVERY_S
 from train.records.run_directory import RunDirectory
 from train.records.trackers import Tracker
@@ -44,8 +46,7 @@ class MetricsLog:
         """
         self.run = run
         self._trackers = trackers
-        rows = (run.read_text(METRICS) or "").splitlines()
-        kept = [row for row in rows if _row_step(row) <= resumed_step]
+        kept = [row.decode() for row in _lines(run) if _row_step(row) <= resumed_step]
         run.write_text(METRICS, "".join(f"{row}\n" for row in kept))
         run.work.mkdir(parents=True, exist_ok=True)
         if not run.is_local:
@@ -103,15 +104,18 @@ def _sample_texts(samples: Sequence[dict[str, str]]) -> dict[str, str]:
 
 def read_rows(run: RunDirectory) -> list[dict[str, Any]]:
     """All whole rows of a run, in order."""
-    rows = (run.read_text(METRICS) or "").splitlines()
-    return [json.loads(row) for row in rows if _row_step(row) != float("inf")]
+    return [parse_row(line) for line in _lines(run) if _row_step(line) != float("inf")]
 
 
-def _row_step(row: str) -> float:
+def _lines(run: RunDirectory) -> list[bytes]:
+    return split_lines((run.read_text(METRICS) or "").encode())
+
+
+def _row_step(row: bytes) -> float:
     """Step of a row; a row that was cut off while it was written counts as never written."""
     try:
-        return json.loads(row)["step"]
-    except json.JSONDecodeError:
+        return parse_row(row)["step"]
+    except (DataError, KeyError, TypeError):
         return float("inf")
 
 
