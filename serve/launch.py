@@ -23,7 +23,7 @@ from ray.serve.schema import LoggingConfig
 
 from mhc_model.errors import ConfigError, EngineError
 from mhc_model.gates import allowed_gates
-from mhc_model.running import doing, on_stop, ray_cluster, stop_signals
+from mhc_model.running import doing, leave_the_rest, on_stop, ray_cluster, stop_signals
 from serve.auth import load_keys
 from serve.completions import ModelCard
 from serve.deployment import build
@@ -77,24 +77,30 @@ def _serve(settings: ServeSettings, private: bool) -> None:
             settings.drain_s + 2 * STOP_S,
         )
         threading.Event().wait()
-    finally:
-        try:
-            _drain(settings)
-        finally:
-            _ignore_signals()
+    except KeyboardInterrupt:
+        _drain(settings)
+        if private:
+            leave_the_rest()
+            ray.serve.shutdown()
+        raise
+    except BaseException:
+        _drain(settings)
         if private:
             ray.serve.shutdown()
+        raise
 
 
 def _drain(settings: ServeSettings) -> None:
     """Removes the application; returns when what it had accepted is done, or `drain_s` is over."""
-    if APPLICATION not in ray.serve.status().applications:
-        return
-    ray.serve.delete(APPLICATION, _blocking=False)
-    # Serve ends the replicas itself at drain_s.
-    deadline = time.monotonic() + settings.drain_s + STOP_S
-    while APPLICATION in ray.serve.status().applications and time.monotonic() < deadline:
-        time.sleep(0.1)
+    try:
+        if APPLICATION in ray.serve.status().applications:
+            ray.serve.delete(APPLICATION, _blocking=False)
+        # Serve ends the replicas itself at drain_s.
+        deadline = time.monotonic() + settings.drain_s + STOP_S
+        while APPLICATION in ray.serve.status().applications and time.monotonic() < deadline:
+            time.sleep(0.1)
+    finally:
+        _ignore_signals()
 
 
 def _deploy(settings: ServeSettings) -> None:

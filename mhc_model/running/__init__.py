@@ -12,6 +12,7 @@ comes before everything that takes time to load.
 from mhc_model.running.cluster import check_address, check_temp_dir, ray_cluster
 from mhc_model.running.progress import EVERY_S, Heartbeat, counted, doing, say
 from mhc_model.running.supervisor import (
+    leave_the_rest,
     on_stop,
     private_directory,
     remove_if_empty,
@@ -27,6 +28,7 @@ __all__ = [
     "check_temp_dir",
     "counted",
     "doing",
+    "leave_the_rest",
     "on_stop",
     "private_directory",
     "ray_cluster",

@@ -25,7 +25,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
@@ -126,6 +126,17 @@ def _note(values: dict[str, Any]) -> None:
 def stop_signals() -> tuple[signal.Signals, ...]:
     """The signals that tell this process to stop, where it asked for patience."""
     return (signal.SIGINT, signal.SIGTERM) if _notes is None else (TOLD,)
+
+
+def leave_the_rest() -> None:
+    """Ends a watched command at once: what it has started is ended by the process that watches.
+
+    For a command that was told to stop and has put in order what matters. Others go on.
+    """
+    if _notes is not None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def private_directory() -> Path:
@@ -237,9 +248,9 @@ class _Watch:
         deadline = time.monotonic() + END_S
         while time.monotonic() < deadline:
             self._reap()
-            found = _descendants(os.getpid())
+            found = _descendants(os.getpid()) | _marked(self.directory)
             if self.status is None:
-                found.append(self.child)
+                found.add(self.child)
             if not found:
                 return
             for process in found:
@@ -259,20 +270,37 @@ class _Watch:
         return 128 - code
 
 
-def _descendants(process: int) -> list[int]:
+def _descendants(process: int) -> set[int]:
     """Living processes below one; empty where the system does not say (no /proc)."""
     children: dict[int, list[int]] = {}
+    for entry, parent in _processes():
+        children.setdefault(parent, []).append(int(entry.name))
+    found: set[int] = set()
+    waiting = [process]
+    while waiting:
+        below = children.get(waiting.pop(), [])
+        found.update(below)
+        waiting += below
+    return found
+
+
+def _marked(directory: str) -> set[int]:
+    """Those of this command that lost their parent before, by the directory in their environment."""
+    mark, found = f"{SCRATCH}={directory}".encode(), set()
+    for entry, _ in _processes():
+        with contextlib.suppress(OSError):
+            if mark in (entry / "environ").read_bytes().split(b"\0"):
+                found.add(int(entry.name))
+    return found - {os.getpid()}
+
+
+def _processes() -> Iterator[tuple[Path, int]]:
+    """Living ones, each with its parent."""
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError, ValueError):
             state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
             if state != "Z":
-                children.setdefault(int(parent), []).append(int(entry.name))
-    found, waiting = [], [process]
-    while waiting:
-        below = children.get(waiting.pop(), [])
-        found += below
-        waiting += below
-    return found
+                yield entry, int(parent)
 
 
 def _show(line: str) -> None:
