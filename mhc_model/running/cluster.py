@@ -28,8 +28,15 @@ from mhc_model.running.supervisor import STOPS
 LONGEST_SOCKET = 103 if sys.platform == "darwin" else 107
 BELOW_TEMP_DIR = 64
 CONNECT_S = 10.0
-# Loggers whose warnings are no news: a busy machine answered late, and is asked again.
-LATE = ("ray.train.v2._internal.execution.scaling_policy.autoscaling_coordinator_client",)
+# Loggers of Ray, and what their warnings say that is no news.
+NO_NEWS = {
+    # A busy machine answered late, and is asked again.
+    "ray.train.v2._internal.execution.scaling_policy.autoscaling_coordinator_client": "resource",
+    # Ray's own use of what it deprecates, its defaults, and a package that nothing needs.
+    "ray._common.deprecation": "DeprecationWarning",
+    "ray.rllib.algorithms.algorithm_config": "new API stack",
+    "ray.tune.utils.util": "Install gputil",
+}
 BEHIND_REASON = re.compile(r"Last \d+ lines|Please check|Last connection error|Traceback|\n\n")
 HOOK = "mhc_model.running.cluster.quiet"
 
@@ -121,9 +128,9 @@ def ray_cluster(ray: ModuleType, arguments: Mapping[str, Any], **more: Any) -> I
 
 def quiet() -> None:
     """Leaves out the noise of Ray in this process; every worker of a private cluster calls it."""
-    for name in LATE:
+    for name in NO_NEWS:
         # Not a level: Ray Train resets those.
-        logging.getLogger(name).addFilter(_is_error)
+        logging.getLogger(name).addFilter(_is_news)
 
 
 def _reach(address: str) -> None:
@@ -160,8 +167,8 @@ def _make_temp_dir(directory: str | None) -> None:
         )
 
 
-def _is_error(record: logging.LogRecord) -> bool:
-    return record.levelno >= logging.ERROR
+def _is_news(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR or NO_NEWS[record.name] not in record.getMessage()
 
 
 def _in_words(error: Exception, private: bool, arguments: Mapping[str, Any]) -> str:

@@ -285,7 +285,7 @@ def _descendants(process: int) -> set[int]:
 
 
 def _marked(directory: str) -> set[int]:
-    """Those of this command that lost their parent before, by the directory in their environment."""
+    """Those that lost their parent before: the directory is in their environment."""
     mark, found = f"{SCRATCH}={directory}".encode(), set()
     for entry, _ in _processes():
         with contextlib.suppress(OSError):
