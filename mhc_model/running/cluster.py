@@ -27,7 +27,7 @@ from mhc_model.running.supervisor import STOPS
 # /session_2026-01-31_12-00-00_123456_1234567/sockets/plasma_store.
 LONGEST_SOCKET = 103 if sys.platform == "darwin" else 107
 BELOW_TEMP_DIR = 64
-CONNECT_S = 10.0
+CONNECT_S, ANSWER_S = 10.0, 2.0
 # Loggers of Ray, and what their warnings say that is no news.
 NO_NEWS = {
     # A busy machine answered late, and is asked again.
@@ -139,13 +139,26 @@ def _reach(address: str) -> None:
         return
     host, _, port = address.rpartition(":")
     try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S):
-            pass
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S) as there:
+            said = _answer_to_http(there)
     except (OSError, UnicodeError) as error:
+        said = str(error)
+    if said is not None:
         raise ConfigError(
-            f"the Ray cluster at {address} does not answer ({error}); start it, correct the "
+            f"the Ray cluster at {address} does not answer ({said}); start it, correct the "
             f"address (ray.address or RAY_ADDRESS), or leave it out for a private one"
-        ) from None
+        )
+
+
+def _answer_to_http(connection: socket.socket) -> str | None:
+    """What is wrong with a server that speaks HTTP/1, as a dashboard does and no cluster."""
+    connection.settimeout(ANSWER_S)
+    connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
+    try:
+        is_http = connection.recv(5) == b"HTTP/"
+    except OSError:  # it waits for more, or has closed the connection: as Ray's server does
+        return None
+    return "an HTTP server is there, such as a dashboard's" if is_http else None
 
 
 def _make_temp_dir(directory: str | None) -> None:
