@@ -1,7 +1,7 @@
 """How a command lives: it says what it does, has a private directory, and ends when it is told.
 
 In: the start of a command of any package. Out: exit statuses and lines for the person or the
-platform that started it. Imports the standard library and mhc_model.errors, and nothing else: it
+platform that started it. May import the standard library and mhc_model.errors, and nothing else: it
 comes before everything that takes time to load.
 
     supervisor.py  the command in a process of its own, which a small one ends on SIGINT and SIGTERM

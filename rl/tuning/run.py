@@ -27,7 +27,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from evals.problems import Problem
 from mhc_model.config import ModelConfig, PolicyConfig
-from mhc_model.errors import DataError
+from mhc_model.errors import ConfigError, DataError
 from mhc_model.files import parse_row, read_lines, read_own_rows, replace_json, replace_text
 from mhc_model.policy import GatePolicy
 from mhc_model.running import Heartbeat, doing, on_stop, ray_cluster
@@ -263,8 +263,18 @@ def restore(config: RLConfig, directory: Path, algorithm: GatePPO, iteration: in
 
 
 def save(config: RLConfig, directory: Path, algorithm: GatePPO, state: dict[str, Any]) -> None:
-    """Exports the policy and saves the state; the state goes last, so resuming finds both."""
-    current_policy(algorithm).save(directory / "policy")
+    """Exports the policy and saves the state; the state goes last, so resuming finds both.
+
+    Raises:
+        ConfigError: if a weight is no finite number; what was saved before stays.
+    """
+    policy = current_policy(algorithm)
+    if not all(bool(weight.isfinite().all()) for weight in policy.state_dict().values()):
+        raise ConfigError(
+            f"iteration {state['iteration']}: the policy's weights are not finite; what was saved "
+            f"before is whole; lower ppo.lr or ppo.epochs and give another name"
+        )
+    policy.save(directory / "policy")
     target = directory / "state" / f"iteration-{state['iteration']:06d}"
     shutil.rmtree(target, ignore_errors=True)
 
