@@ -5,6 +5,11 @@ python -m evals --checkpoint runs/mhc --tasks gsm8k bpb --data builtin:1 --limit
 
 from __future__ import annotations
 
+from mhc_model.running import supervise
+
+if __name__ == "__main__":
+    supervise(__spec__)
+
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -32,6 +32,7 @@ from evals.results import accuracies, interval, markdown, percent, read_results,
 from evals.settings import BPB, N_SHOT
 from evals.statistics import mean_entry, paired_bootstrap
 from mhc_model.errors import ConfigError
+from mhc_model.running import supervise
 from mhc_model.settings import Settings, parse_command_line, reports_errors
 
 __all__ = [
@@ -310,4 +311,5 @@ def _fact(entry: dict[str, Any], field: str) -> Any:
 
 
 if __name__ == "__main__":
+    supervise(__spec__)
     raise SystemExit(main())

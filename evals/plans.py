@@ -192,7 +192,8 @@ def _read_texts(paths: Sequence[str]) -> list[str]:
         path = Path(name)
         try:
             with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-                texts.append(file.read().decode("utf-8"))
+                # As training reads texts: without a byte order mark, lines with one end.
+                texts.append(file.read().decode("utf-8-sig").replace("\r\n", "\n"))
         except (OSError, EOFError, UnicodeDecodeError) as error:
             raise DataError(f"text file {path} cannot be read: {error}") from None
     return texts

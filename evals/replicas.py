@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 from evals.tasks import Item, run_items
 from mhc_model.engine import Completion, Engine, Request
 from mhc_model.errors import EngineError
+from mhc_model.running import doing, ray_cluster
 from mhc_model.settings import RaySettings
 
 
@@ -57,17 +59,26 @@ class Replicas:
         import ray
 
         self._ray = ray
-        self._started = not ray.is_initialized()
-        if self._started:
-            ray.init(**arguments)
-        gpus = 1 if device.startswith("cuda") else 0
+        self._open = ExitStack()
+        self._open.enter_context(ray_cluster(ray, arguments))
+        self._actors: list[Any] = []
+        try:
+            with doing(f"starting {count} replicas"):
+                self._start(checkpoint, count, max_batch, device, checkpoint_hash)
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(
+        self, checkpoint: str, count: int, max_batch: int, device: str, checkpoint_hash: str | None
+    ) -> None:
+        ray, gpus = self._ray, 1 if device.startswith("cuda") else 0
         actor = ray.remote(num_cpus=0 if gpus else 1, num_gpus=gpus)(EngineActor)
-        self._actors: list[Any] = [
+        self._actors += [
             actor.remote(checkpoint, max_batch, "cuda" if gpus else device, 1) for _ in range(count)
         ]
         hashes = ray.get([one.checkpoint_hash.remote() for one in self._actors])
         if set(hashes) != {checkpoint_hash}:
-            self.close()
             raise EngineError(
                 f"replicas loaded {', '.join(sorted(set(map(str, hashes))))} from {checkpoint}, "
                 f"expected {checkpoint_hash}; each machine must see the same checkpoint"
@@ -104,8 +115,7 @@ class Replicas:
     def close(self) -> None:
         for actor in self._actors:
             self._ray.kill(actor)
-        if self._started:
-            self._ray.shutdown()
+        self._open.close()
 
     def __enter__(self) -> Replicas:
         return self

@@ -9,7 +9,7 @@ from typing import Any
 
 from evals.store import SAMPLES
 from mhc_model.errors import DataError
-from mhc_model.files import read_lines, replace_text
+from mhc_model.files import read_own_rows, replace_text
 
 RESULTS = "results.json"
 ACCURACIES = ("strict", "flexible", "acc", "acc_norm")  # of all tasks, in the order of tables
@@ -52,9 +52,9 @@ def read_samples(path: Path, task: str) -> list[dict[str, Any]]:
     """
     path = (path if path.is_dir() else path.parent) / SAMPLES
     try:
-        rows = [json.loads(line) for line in read_lines(path)]
+        rows = read_own_rows(path)
         return [row for row in rows if row["task"] == task]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, KeyError, TypeError) as error:
         raise DataError(f"samples {path} cannot be read: {type(error).__name__} {error}") from None
 
 

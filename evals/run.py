@@ -8,8 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from evals.gate_choice import GateChoice
 from evals.measure import (
     Load,
@@ -30,6 +28,7 @@ from evals.tasks import Plan, Runner, TextPlan
 from mhc_model.checkpoint import load_checkpoint
 from mhc_model.engine import Engine
 from mhc_model.errors import CheckpointError
+from mhc_model.running import Heartbeat, counted, doing, on_stop
 
 # Settings that change how fast samples come, or where they go, but not what they are. The plans say
 # which problems choice_data gave.
@@ -44,12 +43,14 @@ def run(settings: EvalSettings) -> dict[str, Any]:
         MHCError: of the checkpoint, the problems, the gates or the settings; nothing is written.
     """
     started = time.perf_counter()
-    inputs = read_inputs(settings)
+    with doing("reading the problems"):
+        inputs = read_inputs(settings)
     report_malformed(inputs)
     choice = GateChoice(settings.gates)
-    engine = Engine.from_checkpoint(
-        settings.checkpoint, max_batch=settings.max_batch, device=settings.device
-    )
+    with doing("loading the model"):
+        engine = Engine.from_checkpoint(
+            settings.checkpoint, max_batch=settings.max_batch, device=settings.device
+        )
     if engine.tokenizer is None:
         raise CheckpointError(f"{settings.checkpoint} has no tokenizer; evaluation needs one")
     choice.check(engine)
@@ -61,13 +62,15 @@ def run(settings: EvalSettings) -> dict[str, Any]:
             name = f"{task}@{SINKHORN}-{iterations}"
             plans[name] = make_plan(task, settings, inputs, choice, variant)
     out = Path(settings.out)
+    on_stop(f"the same command goes on in {out}: samples that are finished stay in it")
     store = SampleStore(out, _identity(settings, engine, plans))
     try:
         measured = read_measured(out)
         scored_now = _score(settings, engine, plans, store)
         measured |= scored_now
         store.finish([(name, identity) for name, plan in plans.items() for identity in plan.ids])
-        measured |= _measure(settings, engine, variants)
+        with Heartbeat("measuring time and memory"):
+            measured |= _measure(settings, engine, variants)
     finally:
         store.close()
     if scored_now or "wall_time_s" not in measured:  # else the earlier run's stays
@@ -105,12 +108,11 @@ def _score(
             started = time.perf_counter()
             tokens = 0
             count = len(plan.ids)
-            # disable=None shows the bar in a terminal only: a log gets no thousand lines.
-            with tqdm(total=count, initial=len(done), desc=name, disable=None) as bar:
+            with counted(name, count, len(done)) as add:
                 for row in plan.run(own, done):
                     store.add(name, row)
                     tokens += row.get("tokens", 0)
-                    bar.update()
+                    add()
             seconds = time.perf_counter() - started
             scored = count - len(done)
             timings[name] = {

@@ -6,10 +6,10 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from mhc_model.errors import ConfigError, DataError
-from mhc_model.files import locked_directory, replace_bytes, replace_text, split_lines
+from mhc_model.files import locked_directory, parse_row, replace_bytes, replace_text, split_lines
 from mhc_model.settings import differences
 
 if TYPE_CHECKING:  # the tasks load torch, and who only reads results needs none
@@ -45,10 +45,23 @@ class SampleStore:
         self._lock = ExitStack()
         taken = f"another process is writing to {directory}"
         self._lock.enter_context(locked_directory(directory, taken))
-        kept = self._read()
-        replace_text(path, json.dumps(self._identity, indent=2, ensure_ascii=False) + "\n")
-        replace_bytes(directory / SAMPLES, kept)
-        self._file = (directory / SAMPLES).open("a", encoding="utf-8")
+        try:
+            self._kept = self._read()
+        except BaseException:
+            self._lock.close()
+            raise
+        self._file: TextIO | None = None
+        if path.exists():  # otherwise nothing is written before the first sample
+            self._begin()
+
+    def _begin(self) -> TextIO:
+        """Makes the directory this run's."""
+        if self._file is None:
+            identity = json.dumps(self._identity, indent=2, ensure_ascii=False) + "\n"
+            replace_text(self.directory / RUN, identity)
+            replace_bytes(self.directory / SAMPLES, self._kept)
+            self._file = (self.directory / SAMPLES).open("a", encoding="utf-8")
+        return self._file
 
     def done(self, task: str) -> set[str]:
         """Ids of the samples that are there."""
@@ -59,8 +72,9 @@ class SampleStore:
         line = json.dumps({"task": task, **row}, ensure_ascii=False)
         # What is kept is what a restart would read, so that both give the same results.
         self._rows[task, row["id"]] = json.loads(line)
-        self._file.write(line + "\n")
-        self._file.flush()
+        file = self._begin()
+        file.write(line + "\n")
+        file.flush()
 
     def rows(self, task: str, ids: Sequence[str]) -> list[Sample]:
         """These samples, in this order; all must be there."""
@@ -68,13 +82,14 @@ class SampleStore:
 
     def finish(self, order: Sequence[tuple[str, str]]) -> None:
         """Puts the samples, named by task and id, in order."""
-        self._file.close()
+        self._begin().close()
         lines = (json.dumps(self._rows[key], ensure_ascii=False) + "\n" for key in order)
         replace_text(self.directory / SAMPLES, "".join(lines))
 
     def close(self) -> None:
         """Lets another process have the directory."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         self._lock.close()
 
     def _check_identity(self, path: Path) -> None:
@@ -101,8 +116,8 @@ class SampleStore:
         kept = content[: content.rfind(b"\n") + 1]  # the rest may end within a character
         for number, line in enumerate(split_lines(kept), start=1):
             try:
-                row = json.loads(line)
+                row = parse_row(line)
                 self._rows[row["task"], row["id"]] = row
-            except (ValueError, KeyError, TypeError) as error:
+            except (DataError, KeyError, TypeError) as error:
                 raise DataError(f"{path} line {number} is damaged: {error}") from None
         return kept

@@ -5,6 +5,11 @@ Each command is a module of commands/; `python -m mhc_model COMMAND --help` tell
 
 from __future__ import annotations
 
+from mhc_model.running import supervise
+
+if __name__ == "__main__":
+    supervise(__spec__)
+
 import sys
 from collections.abc import Sequence
 from importlib import import_module

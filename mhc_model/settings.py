@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mhc_model.errors import ConfigError, MHCError
 from mhc_model.files import replace_text
+from mhc_model.running import check_address, check_temp_dir, private_directory
 
 
 class Settings(BaseModel):
@@ -46,7 +47,9 @@ class RaySettings(Settings):
         None, ge=1, description="logical CPUs of a private cluster; none counts the machine's cores"
     )
     temp_dir: str | None = Field(
-        None, description="absolute directory of a private cluster's sockets; keep it short"
+        None,
+        description="absolute directory of a private cluster's sockets and logs, which stay there; "
+        "keep it short. None is one that only this user can read, deleted at the end",
     )
 
     def init_arguments(self) -> dict[str, Any]:
@@ -54,19 +57,31 @@ class RaySettings(Settings):
         authentication mode then.
 
         A private cluster is closed to others: token authentication, with a token of this process
-        unless the environment sets RAY_AUTH_MODE.
+        unless the environment sets RAY_AUTH_MODE, and a directory that only this user can read.
+
+        Raises:
+            ConfigError: if the address is none, or the directory is too long for sockets.
         """
-        address = self.address or os.environ.get("RAY_ADDRESS")
+        source = "RAY_ADDRESS" if self.address is None else "ray.address"
+        address = os.environ.get("RAY_ADDRESS") if self.address is None else self.address
         if address and address != "local":
+            check_address(address, source)
             return {"address": address, "log_to_driver": True}
         if "RAY_AUTH_MODE" not in os.environ:
             os.environ["RAY_AUTH_MODE"] = "token"
             os.environ.setdefault("RAY_AUTH_TOKEN", os.urandom(32).hex())
+        # A busy machine takes longer than the 20 seconds that Ray gives its own server.
+        os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "120")
         arguments: dict[str, Any] = {"address": "local", "include_dashboard": False}
         if self.num_cpus is not None:
             arguments["num_cpus"] = self.num_cpus
-        if self.temp_dir is not None:
-            arguments["_temp_dir"] = self.temp_dir
+        directory, source = self.temp_dir, "ray.temp_dir"
+        if directory is None:
+            directory, source = os.environ.get("RAY_TMPDIR"), "RAY_TMPDIR"
+        if directory is None:
+            directory, source = str(private_directory()), "the place for temporary files (TMPDIR)"
+        check_temp_dir(directory, source)
+        arguments["_temp_dir"] = directory
         return arguments
 
 

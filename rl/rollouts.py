@@ -14,7 +14,7 @@ from evals.problems import Problem
 from evals.tasks import STOP_STRINGS, prompt_tokens, score
 from mhc_model.engine import Request, SamplingParams
 from mhc_model.errors import DataError
-from mhc_model.files import replace_bytes, split_lines
+from mhc_model.files import parse_row, replace_bytes, split_lines
 from mhc_model.gates import RequestGates
 from mhc_model.tokenizer import Tokenizer
 from rl.config import RLConfig
@@ -250,7 +250,7 @@ class RolloutLog:
 
 def _index(line: bytes) -> int | None:
     try:
-        index: int = json.loads(line)["index"]
+        index: int = parse_row(line)["index"]
         return index
-    except (ValueError, KeyError, TypeError):  # a line that was cut off while it was written
+    except (DataError, KeyError, TypeError):  # a line that was cut off while it was written
         return None

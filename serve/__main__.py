@@ -6,6 +6,11 @@ one, the Ray cluster. API keys come from --api-keys-file and the environment var
 
 from __future__ import annotations
 
+from mhc_model.running import doing, supervise
+
+if __name__ == "__main__":
+    supervise(__spec__)
+
 import os
 import sys
 from collections.abc import Sequence
@@ -19,14 +24,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     settings = parse_command_line(ServeSettings, "python -m serve", __doc__ or "", argv)
     # torch and Ray take seconds to load: not for --help, nor for a mistake in an option.
-    from serve.checks import check_settings
+    with doing("checking the model"):
+        from serve.checks import check_settings
 
-    settings = check_settings(settings)
+        settings = check_settings(settings)
     # Ray reads the authentication mode while it is imported, so this comes first.
     ray_arguments = settings.ray.init_arguments()
     # Of its own accord Ray's driver drops lines that look alike, and those of a log do.
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
-    from serve.launch import launch
+    with doing("loading Ray"):
+        from serve.launch import launch
 
     launch(settings, ray_arguments)
     return 0

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
+import stat
 from collections.abc import Sequence
 from http import HTTPStatus
 from pathlib import Path
@@ -86,6 +87,17 @@ def _read_file(path: Path) -> list[str]:
             f"without keys"
         )
     return keys
+
+
+def exposure(path: str | Path) -> str | None:
+    """What is wrong with the permissions of a file of keys, and the fix; None if nothing."""
+    mode = stat.S_IMODE(os.stat(path).st_mode)
+    if not mode & 0o077:
+        return None
+    return (
+        f"other users may read or change the API key file {path} (mode {mode:03o}); chmod 600 "
+        f"closes it"
+    )
 
 
 class KeyMiddleware:

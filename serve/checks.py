@@ -12,7 +12,7 @@ from mhc_model.engines import check_engine
 from mhc_model.errors import ConfigError
 from mhc_model.policy import GatePolicy
 from mhc_model.tokenizer import FAST_FILE
-from serve.auth import load_keys
+from serve.auth import exposure, load_keys
 from serve.basics import LOG_STREAMS, JsonLog
 from serve.completions import ChatTemplate
 from serve.service import check_policy
@@ -36,7 +36,10 @@ def check_settings(settings: ServeSettings) -> ServeSettings:
         check_policy(GatePolicy.load(settings.policy), checkpoint_hash(directory))
     ChatTemplate.load(settings.chat_template, directory)
     _check_log(settings.access_log)
-    if not load_keys(settings.api_keys_file) and not _is_loopback(settings.host):
+    keys = load_keys(settings.api_keys_file)
+    if settings.api_keys_file is not None and (wrong := exposure(settings.api_keys_file)):
+        print(f"warning: {wrong}", file=sys.stderr)
+    if not keys and not _is_loopback(settings.host):
         print(
             f"warning: listening on {settings.host} without API keys: whoever reaches port "
             f"{settings.port} may use the model; give --api-keys-file",

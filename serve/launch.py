@@ -23,6 +23,7 @@ from ray.serve.schema import LoggingConfig
 
 from mhc_model.errors import ConfigError, EngineError
 from mhc_model.gates import allowed_gates
+from mhc_model.running import doing, leave_the_rest, on_stop, ray_cluster, stop_signals
 from serve.auth import load_keys
 from serve.completions import ModelCard
 from serve.deployment import build
@@ -30,7 +31,6 @@ from serve.proxy import proxy_environment
 from serve.settings import ServeSettings
 
 APPLICATION = "mhc-gates"
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # What Serve takes to end replicas that have nothing to do.
 STOP_S = 10.0
 
@@ -53,41 +53,54 @@ def launch(settings: ServeSettings, ray_arguments: Mapping[str, Any]) -> None:
             private = ray_arguments["address"] == "local"
             if private and settings.metrics_port is not None:
                 ray_arguments = {**ray_arguments, "_metrics_export_port": settings.metrics_port}
-            ray.init(**ray_arguments, logging_level=logging.WARNING)
-            _interrupt_on_signals()  # ray.init puts its own handler
-            _serve(settings, private)
+            with ray_cluster(ray, ray_arguments):
+                try:
+                    _serve(settings, private)
+                finally:
+                    _ignore_signals()  # a second Ctrl-C would leave processes behind
         except KeyboardInterrupt:
             pass
-        finally:
-            _ignore_signals()  # a second Ctrl-C would leave processes behind
-            ray.shutdown()
 
 
 def _serve(settings: ServeSettings, private: bool) -> None:
     if private:
         _check_resources(settings)
+    else:  # others stay on this cluster: what is begun has to be taken back
+        on_stop("the application is removed from the cluster", STOP_S + settings.drain_s)
     try:
-        _deploy(settings)
+        with doing(f"starting {settings.replicas} replicas, which load the model"):
+            _deploy(settings)
         _announce(settings)
+        on_stop(
+            f"no new requests; those under way are finished, for up to {settings.drain_s:g} s. "
+            f"A second signal ends them",
+            settings.drain_s + 2 * STOP_S,
+        )
         threading.Event().wait()
-    finally:
-        try:
-            _drain(settings)
-        finally:
-            _ignore_signals()
+    except KeyboardInterrupt:
+        _drain(settings)
+        if private:
+            leave_the_rest()
+            ray.serve.shutdown()
+        raise
+    except BaseException:
+        _drain(settings)
         if private:
             ray.serve.shutdown()
+        raise
 
 
 def _drain(settings: ServeSettings) -> None:
     """Removes the application; returns when what it had accepted is done, or `drain_s` is over."""
-    if APPLICATION not in ray.serve.status().applications:
-        return
-    ray.serve.delete(APPLICATION, _blocking=False)
-    # Serve ends the replicas itself at drain_s.
-    deadline = time.monotonic() + settings.drain_s + STOP_S
-    while APPLICATION in ray.serve.status().applications and time.monotonic() < deadline:
-        time.sleep(0.1)
+    try:
+        if APPLICATION in ray.serve.status().applications:
+            ray.serve.delete(APPLICATION, _blocking=False)
+        # Serve ends the replicas itself at drain_s.
+        deadline = time.monotonic() + settings.drain_s + STOP_S
+        while APPLICATION in ray.serve.status().applications and time.monotonic() < deadline:
+            time.sleep(0.1)
+    finally:
+        _ignore_signals()
 
 
 def _deploy(settings: ServeSettings) -> None:
@@ -163,8 +176,8 @@ def _describe_gates(card: ModelCard) -> str:
 
 @contextmanager
 def _interrupted_by_signals() -> Iterator[None]:
-    """Within, SIGINT and SIGTERM raise KeyboardInterrupt in the main thread."""
-    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    """Within, the signals that say stop raise KeyboardInterrupt in the main thread."""
+    before = {number: signal.getsignal(number) for number in stop_signals()}
     _interrupt_on_signals()
     try:
         yield
@@ -174,10 +187,10 @@ def _interrupted_by_signals() -> Iterator[None]:
 
 
 def _interrupt_on_signals() -> None:
-    for number in STOP_SIGNALS:
+    for number in stop_signals():
         signal.signal(number, signal.default_int_handler)
 
 
 def _ignore_signals() -> None:
-    for number in STOP_SIGNALS:
+    for number in stop_signals():
         signal.signal(number, signal.SIG_IGN)

@@ -16,7 +16,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 
-FENCE = re.compile(r"^[ ]*```(\w*)\n(.*?)^[ ]*```$", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(
+    r"(?:^<!-- not run: ([^\n]*?) -->\n)?^[ ]*```(\w*)\n(.*?)^[ ]*```$", re.MULTILINE | re.DOTALL
+)
 SPAN = re.compile(r"`([^`]+)`")
 LINK = re.compile(r"\[[^]]*\]\(([^)\s]+)(?:\s\"[^\"]*\")?\)|<img src=\"([^\"]+)\"")
 HEADING = re.compile(r"^#{1,6} (.+)$", re.MULTILINE)
@@ -43,20 +45,24 @@ class Document:
         prose: its text without the fenced blocks.
         spans: its inline code, each on one line.
         blocks: its fenced blocks, as (language, text).
+        reasons: for each block why no test runs it, from a comment before it; None if one does.
     """
 
     path: Path
     prose: str
     spans: list[str] = field(repr=False)
     blocks: list[tuple[str, str]] = field(repr=False)
+    reasons: list[str | None] = field(repr=False)
 
     @classmethod
     def read(cls, path: Path) -> Document:
         text = path.read_text(encoding="utf-8")
-        blocks = [(match[1], match[2]) for match in FENCE.finditer(text)]
+        found = list(FENCE.finditer(text))
+        blocks = [(match[2], match[3]) for match in found]
+        reasons = [match[1] for match in found]
         prose = FENCE.sub("", text)
         spans = [" ".join(match.split()) for match in SPAN.findall(prose)]
-        return cls(path, prose, spans, blocks)
+        return cls(path, prose, spans, blocks, reasons)
 
     @property
     def links(self) -> list[str]:
@@ -90,11 +96,17 @@ class Document:
         """What a reader would type into a shell."""
         found = []
         for language, text in self.blocks:
-            if language in ("sh", "bash") or (language == "" and COMMAND_LINE.match(text)):
-                found.append(text)
-            elif language == "":
-                found += re.findall(r"^\$ (.*(?:\\\n.*)*)$", text, re.MULTILINE)
+            found += typed(language, text)
         return found
+
+
+def typed(language: str, text: str) -> list[str]:
+    """What a reader would type into a shell of one block."""
+    if language in ("sh", "bash") or (language == "" and COMMAND_LINE.match(text)):
+        return [text]
+    if language == "":
+        return re.findall(r"^\$ (.*(?:\\\n.*)*)$", text, re.MULTILINE)
+    return []
 
 
 def words_of(script: str) -> list[list[str]]:

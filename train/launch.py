@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from mhc_model.checkpoint import find_checkpoint, read_model_config
 from mhc_model.config import Behaviour, ModelConfig, check_behaviours
 from mhc_model.errors import ConfigError, MHCError
 from mhc_model.files import locked_directory
+from mhc_model.running import Heartbeat, doing, on_stop, ray_cluster, say
 from mhc_model.settings import check_same_settings, to_yaml, validate_settings
 from train.config import FREE_ON_RESUME, TrainConfig
 from train.data import (
@@ -66,7 +67,8 @@ def launch(config: TrainConfig, ray_arguments: Mapping[str, Any]) -> None:
     """
     config = with_start(config)
     prepare = prepare_answers if config.loss_on == "answers" else prepare_corpus
-    corpus: Corpus = prepare(config.data, known_behaviours(config))
+    with doing("reading and tokenizing the data"):
+        corpus: Corpus = prepare(config.data, known_behaviours(config))
     config = with_vocabulary(config, corpus.tokenizer.vocab_size)
     config = with_behaviours(config, corpus)
     _check_start(config, corpus)
@@ -117,12 +119,20 @@ def _train(
         return
     if found is not None:
         print(f"resuming after step {found.step}", flush=True)
-    run.write_text("config.yaml", to_yaml(config))
-    run.write_text("data.json", json.dumps(corpus.describe(), indent=2) + "\n")
-    run.delete_file(RAY_SNAPSHOT)
     take_failures(run, config.workers.num_workers)  # of an earlier start
+
+    def begin() -> None:
+        run.write_text("config.yaml", to_yaml(config))
+        run.write_text("data.json", json.dumps(corpus.describe(), indent=2) + "\n")
+        run.delete_file(RAY_SNAPSHOT)
+        on_stop(
+            f"nothing is saved now; the same command goes on from the newest checkpoint in "
+            f"{run.location} (one is saved every {config.checkpoint_every} steps), or begins again "
+            f"if there is none"
+        )
+
     try:
-        result = fit(config, corpus, ray_arguments)
+        result = fit(config, corpus, ray_arguments, begin)
     except ray.train.TrainingFailedError as error:
         failures = take_failures(run, config.workers.num_workers) or [str(error)]
         raise MHCError(failures[0]) from error
@@ -173,8 +183,10 @@ def with_start(config: TrainConfig) -> TrainConfig:
         return config
     model = read_model_config(find_checkpoint(config.init_from))
     # What a run resolved has its further behaviours there.
-    given = config.model.model_copy(update={"behaviours": model.behaviours})
-    if given not in (ModelConfig().model_copy(update={"behaviours": model.behaviours}), model):
+    # and its vocabulary is that of its tokenizer: the same file made the model and goes on with it.
+    own = {"behaviours": model.behaviours, "vocab_size": model.vocab_size}
+    given = config.model.model_copy(update=own)
+    if given not in (ModelConfig().model_copy(update=own), model):
         raise ConfigError("init_from brings its own model: leave out the fields of model")
     if config.context > model.max_seq_len:
         raise ConfigError(
@@ -280,17 +292,24 @@ def check_same_run(run: RunDirectory, config: TrainConfig, corpus: Corpus) -> No
         )
 
 
-def fit(config: TrainConfig, corpus: Corpus, ray_arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Runs the workers to the end; gives the metrics of the last step."""
+def fit(
+    config: TrainConfig,
+    corpus: Corpus,
+    ray_arguments: Mapping[str, Any],
+    begin: Callable[[], None],
+) -> dict[str, Any]:
+    """Runs the workers to the end, after `begin` once Ray is there; gives the last metrics."""
     is_private = ray_arguments["address"] == "local"
     for name, value in (RAY_ENVIRONMENT | (PRIVATE_ENVIRONMENT if is_private else {})).items():
         os.environ.setdefault(name, value)
     workers = config.workers
     # Of Ray's own messages only errors; Ray Train's warnings, as of dead workers, are not affected.
-    ray.init(**ray_arguments, logging_config=ray.LoggingConfig(log_level="ERROR"))
-    try:
+    quiet = ray.LoggingConfig(log_level="ERROR")
+    with ray_cluster(ray, ray_arguments, logging_config=quiet):
         if is_private:
             _check_resources(config)
+        begin()
+        say(f"starting {workers.num_workers} workers ...")
         trainer = ray.train.torch.TorchTrainer(
             train_worker,
             train_loop_config={"config": config, "corpus": ray.put(corpus)},
@@ -309,9 +328,9 @@ def fit(config: TrainConfig, corpus: Corpus, ray_arguments: Mapping[str, Any]) -
                 logging_config=ray.train.LoggingConfig(log_level="WARNING"),
             ),
         )
-        return trainer.fit().metrics or {}
-    finally:
-        ray.shutdown()
+        # The workers say what they do; before they do, and when one is replaced, nobody else does.
+        with Heartbeat("waiting for the workers"):
+            return trainer.fit().metrics or {}
 
 
 def _check_resources(config: TrainConfig) -> None:

@@ -5,6 +5,11 @@ python -m evals.control --checkpoint runs/mhc --data builtin:1,2 --limit 400 --o
 
 from __future__ import annotations
 
+from mhc_model.running import supervise
+
+if __name__ == "__main__":
+    supervise(__spec__)
+
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -9,8 +9,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from evals.control.figures import figures_by_level, figures_of
 from evals.control.points import Point, control_points
 from evals.control.settings import ControlSettings
@@ -24,6 +22,7 @@ from evals.tasks import Plan, TextPlan
 from mhc_model.engine import Engine
 from mhc_model.errors import CheckpointError
 from mhc_model.files import replace_text
+from mhc_model.running import counted, doing, on_stop
 from mhc_model.settings import dump_settings
 
 TASK = "gsm8k"
@@ -39,11 +38,13 @@ def measure_control(settings: ControlSettings) -> dict[str, Any]:
             written.
     """
     evaluation = settings.evaluation()
-    inputs = read_inputs(evaluation)
+    with doing("reading the problems"):
+        inputs = read_inputs(evaluation)
     report_malformed(inputs)
-    engine = Engine.from_checkpoint(
-        settings.checkpoint, max_batch=settings.max_batch, device=settings.device
-    )
+    with doing("loading the model"):
+        engine = Engine.from_checkpoint(
+            settings.checkpoint, max_batch=settings.max_batch, device=settings.device
+        )
     if engine.tokenizer is None:
         raise CheckpointError(f"{settings.checkpoint} has no tokenizer; evaluation needs one")
     points = control_points(engine.model.config, settings.between, settings.checkpoint)
@@ -53,6 +54,7 @@ def measure_control(settings: ControlSettings) -> dict[str, Any]:
         for name, choice in choices.items()
     }
     out = Path(settings.out)
+    on_stop(f"the same command goes on in {out}: samples that are finished stay in it")
     store = SampleStore(out, _identity(settings, engine, plans))
     try:
         dump_settings(settings, out / "config.yaml")
@@ -97,13 +99,12 @@ def _answer(
         if done >= set(plan.ids):
             continue
         started, tokens = time.perf_counter(), 0
-        # disable=None shows the bar in a terminal only: a log gets no thousand lines.
-        with tqdm(total=len(plan.ids), initial=len(done), desc=name, disable=None) as bar:
+        with counted(name, len(plan.ids), len(done)) as add:
             for row in plan.run(None, done):
                 style = style_of(row["completion"])
                 store.add(name, {**row, "style": style, "level": levels[row["id"]]})
                 tokens += row["tokens"]
-                bar.update()
+                add()
         seconds = time.perf_counter() - started
         timings[name] = {
             "samples": len(plan.ids) - len(done),

@@ -9,6 +9,11 @@ every sample with those of `python -m evals` in OUT.
 
 from __future__ import annotations
 
+from mhc_model.running import supervise
+
+if __name__ == "__main__":
+    supervise(__spec__)
+
 import json
 from collections.abc import Sequence
 from pathlib import Path

@@ -5,14 +5,13 @@ A malformed row is never skipped in silence: `parse_rows` names each with its fi
 
 from __future__ import annotations
 
-import gzip
-import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from mhc_model.errors import DataError
+from mhc_model.files import RowFault, read_rows
 
 T = TypeVar("T")
 Rows = Iterable[tuple[str, Any]]
@@ -85,24 +84,17 @@ def split_file(directory: Path, split: str) -> Path:
 
 
 def read_file(path: Path) -> Iterator[tuple[str, Any]]:
-    """Yields the rows of a file of JSON lines; skips blank lines.
+    """Yields the rows of a file of JSON lines (`mhc_model.files.read_rows`).
 
     Raises:
         DataError: if it cannot be read.
     """
-    opener = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opener(path, "rt", encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError as error:
-                    row = NotJSON(f"is not JSON ({error.msg}): {line[:80]!r}")
-                yield f"{path} line {number}", row
-    except (OSError, EOFError, UnicodeDecodeError) as error:  # a damaged .gz: the first two
-        raise DataError(f"{path} cannot be read: {error}") from None
+    for row in read_rows(path):
+        try:
+            value = row.value()
+        except RowFault as fault:
+            value = NotJSON(fault)
+        yield f"{path} line {row.number}", value
 
 
 def read_hub(name: str, configuration: str | None, split: str, accepted: str) -> Rows:

@@ -7,6 +7,11 @@ python -m evals.report runs/demo --out runs/demo/report
 
 from __future__ import annotations
 
+from mhc_model.running import supervise
+
+if __name__ == "__main__":
+    supervise(__spec__)
+
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -13,7 +13,7 @@ import yaml
 from evals.results import RESULTS, read_results
 from evals.settings import POLICY
 from mhc_model.errors import DataError
-from mhc_model.files import read_lines
+from mhc_model.files import read_own_rows
 from mhc_model.gates import LEARNED
 
 METRICS, CONFIG, ROLLOUTS, SWEEP, SUMMARY = (
@@ -193,6 +193,6 @@ def without_words(label: str) -> str:
 
 def _rows(path: Path) -> list[dict[str, Any]]:
     try:
-        return [json.loads(line) for line in read_lines(path)]
-    except (OSError, ValueError) as error:
+        return read_own_rows(path)
+    except OSError as error:
         raise DataError(f"{path} cannot be read: {error}") from None

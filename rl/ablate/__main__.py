@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from mhc_model.running import supervise
+
+if __name__ == "__main__":
+    supervise(__spec__)
+
 from collections.abc import Sequence
 
 from mhc_model.settings import parse_command_line, reports_errors

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import numpy as np
 
 from evals.paired import LEGEND
 from evals.report import Document, pictures
-from mhc_model.files import read_lines, replace_json, replace_text
+from mhc_model.files import read_own_rows, replace_json, replace_text
 from mhc_model.gates import SUBLAYERS, gate_names
 from rl.ablate.arms import BEHAVIOUR, LEARNED, PPO, Arm, fixed_name
 from rl.ablate.findings import ACCURACY, Findings
@@ -159,7 +158,7 @@ def _tried(findings: Findings, arm: Arm) -> tuple[np.ndarray, np.ndarray, list[s
     path = study.rollouts(arm)
     if not path.exists():
         return None
-    rows = [json.loads(line) for line in read_lines(path)]
+    rows = read_own_rows(path)
     gates = np.array([row["gates"] for row in rows])
     # Rows of earlier versions have a reward, which was a right answer.
     field = "right" if findings.metric == ACCURACY else "reward"

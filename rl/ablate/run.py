@@ -16,6 +16,7 @@ from typing import Any
 import ray
 
 from mhc_model.files import replace_json
+from mhc_model.running import Heartbeat, doing, on_stop, ray_cluster
 from rl.ablate.arms import GRADIENT, GRADIENT_CONTEXTUAL, PPO, Arm
 from rl.ablate.config import AblateConfig
 from rl.ablate.findings import Findings
@@ -34,6 +35,9 @@ FREE_ON_RESUME = (
 )
 
 
+CHECKPOINT = "checkpoint.json"
+
+
 def run_ablation(config: AblateConfig, ray_arguments: Mapping[str, Any]) -> Findings:
     """Lets every arm learn, tests all on the held-out problems, writes the report.
 
@@ -47,65 +51,80 @@ def run_ablation(config: AblateConfig, ray_arguments: Mapping[str, Any]) -> Find
         MHCError: if checkpoint, problems or configuration do not allow it, or the name belongs to
             another ablation, or another process is at it.
     """
-    study = Study.prepare(config)
+    with doing("loading the model and reading the problems"):
+        study = Study.prepare(config)
     with locked_run(study.directory):
         return _run(study, ray_arguments)
 
 
 def _run(study: Study, ray_arguments: Mapping[str, Any]) -> Findings:
-    _claim(study)
-    config = study.config
-    arms = study.arms()
+    config, arms = study.config, study.arms()
+    _check_claim(study)
     print(
         f"ablation {config.name} in {study.directory}: {len(arms)} arms, {config.budget} rollouts "
         f"each, {len(study.held_out)} held-out problems",
         flush=True,
     )
-    # PPO starts Ray itself, gradients need none.
-    for arm in [arm for arm in arms if arm.method in (PPO, GRADIENT, GRADIENT_CONTEXTUAL)]:
-        _learn(study, arm, arms, ray_arguments)
     if all(study.is_learned(arm) and is_tested(study, arm) for arm in arms):
+        _claim(study)
         results = _test_all(study, arms, None)
     else:
-        results = _with_pool(study, arms, ray_arguments)
+        with ray_cluster(ray, ray_arguments), Heartbeat(f"ablation {config.name}"):
+            _claim(study)
+            results = _learn_and_test(study, arms, ray_arguments)
     findings = Findings(study, results)
     path = write_report(findings)
     print(f"{findings.text()}\n\nreport: {path}", flush=True)
     return findings
 
 
-def _with_pool(study: Study, arms: list[Arm], ray_arguments: Mapping[str, Any]) -> list[HeldOut]:
-    """The arms that learn by asking the model, and the test of all."""
-    ray.init(**ray_arguments)
+def _learn_and_test(
+    study: Study, arms: list[Arm], ray_arguments: Mapping[str, Any]
+) -> list[HeldOut]:
+    """The arms that learn, those that need no pool of ours first, and the test of all."""
+    for arm in [arm for arm in arms if arm.method in (PPO, GRADIENT, GRADIENT_CONTEXTUAL)]:
+        _learn(study, arm, arms, ray_arguments)
+    pool = ReplicaPool(study.checkpoint.path, study.config.pool)
     try:
-        pool = ReplicaPool(study.checkpoint.path, study.config.pool)
-        try:
-            study.asker = Asker(pool, study.checkpoint.tokenizer, study.config)
-            for arm in arms:
-                _learn(study, arm, arms, ray_arguments)
-            # Held-out answers are greedy, however training answers are drawn.
-            greedy = study.config.model_copy(update={"temperature": 0.0, "samples": 1})
-            asker = Asker(pool, study.checkpoint.tokenizer, greedy).answering()
-            return _test_all(study, arms, asker)
-        finally:
-            pool.close()
+        study.asker = Asker(pool, study.checkpoint.tokenizer, study.config)
+        for arm in arms:
+            _learn(study, arm, arms, ray_arguments)
+        # Held-out answers are greedy, however training answers are drawn.
+        greedy = study.config.model_copy(update={"temperature": 0.0, "samples": 1})
+        asker = Asker(pool, study.checkpoint.tokenizer, greedy).answering()
+        return _test_all(study, arms, asker)
     finally:
-        ray.shutdown()
+        pool.close()
 
 
-def _claim(study: Study) -> None:
-    """Makes the directory, or checks that it is the same ablation's."""
+def _check_claim(study: Study) -> None:
+    """Checks that the directory is the same ablation's, if it is there."""
     what = f"ablation {study.config.name}"
     check_directory(study.directory, study.config, FREE_ON_RESUME, what)
-    named = study.directory / "checkpoint.json"
-    content_hash, problems = study.checkpoint.content_hash, problems_hash(study.training)
+    named = study.directory / CHECKPOINT
     if named.exists():
         saved = json.loads(named.read_text(encoding="utf-8"))
         before = {"checkpoint": saved["content_hash"], **saved}
-        now = {"checkpoint": content_hash, "problems": problems}
+        now = {"checkpoint": study.checkpoint.content_hash, "problems": _problems(study)}
         check_same_inputs(before, now, what)
+
+
+def _claim(study: Study) -> None:
+    """Makes the directory this ablation's."""
     save_config(study.directory, study.config)
-    replace_json(named, {"content_hash": content_hash, "problems": problems})
+    content = {"content_hash": study.checkpoint.content_hash, "problems": _problems(study)}
+    replace_json(study.directory / CHECKPOINT, content)
+    _say_what_stays(study)
+
+
+def _say_what_stays(study: Study) -> None:
+    on_stop(
+        f"the same command goes on in {study.directory}: what arms have learned and answered stays"
+    )
+
+
+def _problems(study: Study) -> str:
+    return problems_hash(study.training)
 
 
 def _learn(study: Study, arm: Arm, arms: list[Arm], ray_arguments: Mapping[str, Any]) -> None:
@@ -114,6 +133,7 @@ def _learn(study: Study, arm: Arm, arms: list[Arm], ray_arguments: Mapping[str, 
     started = time.perf_counter()
     print(f"[{arms.index(arm) + 1}/{len(arms)}] {arm.label} learns", flush=True)
     study.learn(arm, ray_arguments)
+    _say_what_stays(study)  # PPO's run has said where it goes on
     print(f"{arm.label}: {time.perf_counter() - started:.0f} s", flush=True)
 
 

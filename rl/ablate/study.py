@@ -18,7 +18,7 @@ from evals.tasks import prompt_tokens
 from mhc_model.checkpoint import Checkpoint
 from mhc_model.config import ModelConfig, PolicyConfig
 from mhc_model.errors import ConfigError, DataError
-from mhc_model.files import read_lines, replace_json
+from mhc_model.files import read_own_rows, replace_json
 from mhc_model.gates import expand_gate_rows, expand_gates
 from mhc_model.policy import GatePolicy, expand_actions
 from rl.ablate.arms import (
@@ -203,7 +203,7 @@ class Study:
 
     def _ppo(self, arm: Arm, ray_arguments: Mapping[str, Any]) -> tuple[GatePolicy, dict[str, Any]]:
         path = run_tuning(self._rl_config(arm), ray_arguments)
-        rows = [json.loads(line) for line in read_lines(path / "metrics.jsonl")]
+        rows = read_own_rows(path / "metrics.jsonl")
         facts = {
             "rollouts": sum(row["rollouts"] for row in rows),
             "rewards": [row["reward"] for row in rows],

@@ -13,12 +13,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import ray
+
 from evals.problems import Problem
 from evals.results import markdown
 from evals.statistics import mcnemar_exact
 from mhc_model.checkpoint import load_checkpoint, save_checkpoint
 from mhc_model.errors import ConfigError
 from mhc_model.files import replace_json, replace_text
+from mhc_model.running import Heartbeat, on_stop, ray_cluster
 from rl.ablate import CONSTANT, KNOWN, LEARNED, PPO, AblateConfig, Findings, HeldOut, run_ablation
 from rl.directory import check_directory, locked_run, save_config
 from rl.steerable.config import SteerableConfig, Variant
@@ -66,7 +69,15 @@ def _prove(
     directory: Path, config: SteerableConfig, ray_arguments: Mapping[str, Any]
 ) -> list[Check]:
     check_directory(directory, config, FREE_ON_RESUME, f"proof {config.name}")
-    save_config(directory, config)
+    with ray_cluster(ray, ray_arguments), Heartbeat(f"proof {config.name}"):
+        save_config(directory, config)
+        on_stop(f"the same command goes on in {directory}: what is learned and answered stays")
+        return _prove_all(directory, config, ray_arguments)
+
+
+def _prove_all(
+    directory: Path, config: SteerableConfig, ray_arguments: Mapping[str, Any]
+) -> list[Check]:
     problems = all_problems(config.seed)
     held_out, training = problems[: config.test_problems], problems[config.test_problems :]
     checkpoint = directory / "model"

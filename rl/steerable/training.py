@@ -17,6 +17,7 @@ from evals.problems import Problem
 from evals.tasks import document, prompt_tokens
 from mhc_model.config import MHCConfig, ModelConfig
 from mhc_model.decoder import Decoder
+from mhc_model.errors import ConfigError
 from mhc_model.tokenizer import Tokenizer
 from rl.steerable.config import ModelSettings
 from rl.steerable.task import digit_of
@@ -67,6 +68,11 @@ def train_model(
         tokens, targets, gates = _draw(batches, settings, generator)
         logits = model(tokens, gates)
         loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
+        if not bool(loss.isfinite()):
+            raise ConfigError(
+                f"loss is {float(loss)} at step {step} of the model: lower model.lr or "
+                f"model.mhc_lr, and give another name"
+            )
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

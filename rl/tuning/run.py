@@ -27,9 +27,10 @@ from torch.utils.tensorboard import SummaryWriter
 
 from evals.problems import Problem
 from mhc_model.config import ModelConfig, PolicyConfig
-from mhc_model.errors import DataError
-from mhc_model.files import read_lines, replace_json, replace_text
+from mhc_model.errors import ConfigError, DataError
+from mhc_model.files import parse_row, read_lines, read_own_rows, replace_json, replace_text
 from mhc_model.policy import GatePolicy
+from mhc_model.running import Heartbeat, doing, on_stop, ray_cluster
 from rl.config import RLConfig
 from rl.directory import check_directory, check_same_inputs, locked_run, save_config
 from rl.env import GateVectorEnv
@@ -75,21 +76,28 @@ def run_tuning(config: RLConfig, ray_arguments: Mapping[str, Any]) -> Path:
             at this run.
     """
     directory = Path(config.storage).resolve() / config.name
-    checkpoint, problems, observations, policy = prepare(config)
+    with doing("loading the model and reading the problems"):
+        checkpoint, problems, observations, policy = prepare(config)
     with locked_run(directory):
-        state = prepare_directory(directory, config, policy, problems)
+        state = read_state(directory, config, policy, problems)
         if is_complete(directory, config, state):
             print(f"run {config.name} is complete at iteration {state['iteration']}: {directory}")
             return directory
-        ray.init(**ray_arguments)
-        try:
-            with closing(ReplicaPool(checkpoint.path, config.pool)) as pool:
+        with ray_cluster(ray, ray_arguments):
+            prepare_directory(directory, config, policy, problems)
+            on_stop(
+                f"the same command goes on in {directory}: from its newest state, which is saved "
+                f"every {config.checkpoint_every} iterations, and with all episodes of "
+                f"rollouts.jsonl since"
+            )
+            with (
+                Heartbeat(f"run {config.name}"),
+                closing(ReplicaPool(checkpoint.path, config.pool)) as pool,
+            ):
                 pool.counters = pool.counters.going_on_from(state["pool"])
                 asker = Asker(pool, checkpoint.tokenizer, config)
                 model = checkpoint.model.config
                 tune(directory, config, model, policy, asker, problems, observations, state)
-        finally:
-            ray.shutdown()
     return directory
 
 
@@ -139,10 +147,10 @@ def tune(
     finish(directory, outcomes, asker.pool, state)
 
 
-def prepare_directory(
+def read_state(
     directory: Path, config: RLConfig, policy: PolicyConfig, problems: Sequence[Problem]
 ) -> dict[str, Any]:
-    """Makes the run's directory, or checks that it is the same run's; gives the saved state.
+    """Checks that the directory is the same run's, if it is there; gives the saved state.
 
     Raises:
         ConfigError: if the directory belongs to a run with other settings, another checkpoint or
@@ -162,6 +170,14 @@ def prepare_directory(
         inputs = {name: state[name] for name in ("checkpoint", "problems")}
         check_same_inputs(saved, inputs, f"run {config.name}")
         state |= saved
+    return state
+
+
+def prepare_directory(
+    directory: Path, config: RLConfig, policy: PolicyConfig, problems: Sequence[Problem]
+) -> dict[str, Any]:
+    """As `read_state`; then makes the directory this run's."""
+    state = read_state(directory, config, policy, problems)
     save_config(directory, config)
     return state
 
@@ -247,8 +263,18 @@ def restore(config: RLConfig, directory: Path, algorithm: GatePPO, iteration: in
 
 
 def save(config: RLConfig, directory: Path, algorithm: GatePPO, state: dict[str, Any]) -> None:
-    """Exports the policy and saves the state; the state goes last, so resuming finds both."""
-    current_policy(algorithm).save(directory / "policy")
+    """Exports the policy and saves the state; the state goes last, so resuming finds both.
+
+    Raises:
+        ConfigError: if a weight is no finite number; what was saved before stays.
+    """
+    policy = current_policy(algorithm)
+    if not all(bool(weight.isfinite().all()) for weight in policy.state_dict().values()):
+        raise ConfigError(
+            f"iteration {state['iteration']}: the policy's weights are not finite; what was saved "
+            f"before is whole; lower ppo.lr or ppo.epochs and give another name"
+        )
+    policy.save(directory / "policy")
     target = directory / "state" / f"iteration-{state['iteration']:06d}"
     shutil.rmtree(target, ignore_errors=True)
 
@@ -271,8 +297,8 @@ def kept_rows(path: Path, iteration: int) -> list[str]:
     rows = (read_lines(path) if path.exists() else [])[:iteration]
     for expected, row in enumerate(rows, start=1):
         try:
-            found = json.loads(row)["iteration"]
-        except (ValueError, KeyError, TypeError):
+            found = parse_row(row.encode())["iteration"]
+        except (DataError, KeyError, TypeError):
             found = None
         if found != expected:
             raise DataError(f"{path}, line {expected} is not iteration {expected}")
@@ -299,8 +325,8 @@ def finish(
     )
     print("the policy beside fixed gates, on the training problems of the sweep:")
     print(summary_table(summary))
-    rows = read_lines(directory / "metrics.jsonl")
-    first, last = (json.loads(row)["reward"] for row in (rows[0], rows[-1]))
+    rows = read_own_rows(directory / "metrics.jsonl")
+    first, last = (row["reward"] for row in (rows[0], rows[-1]))
     print(
         f"{state['position']} rollouts, mean reward {first:.3f} in the first iteration and "
         f"{last:.3f} in the last, {counters['retried']} requests retried, {counters['lost']} lost; "

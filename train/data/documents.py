@@ -7,9 +7,9 @@ of bytes, by several processes at once: a range begins where the one before it e
 from __future__ import annotations
 
 import codecs
+import contextlib
 import gzip
 import hashlib
-import json
 import zlib
 from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple, cast
@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, NamedTuple, cast
 from evals.problems import Problem, with_words
 from evals.tasks import document
 from mhc_model.errors import DataError
+from mhc_model.files import read_rows
 from train.data.groups import Group, Words, describe_group, row_group, split_words
 
 # A text file is cut at blank lines into documents of at least this size. Several contexts long, so
@@ -141,29 +142,31 @@ def paragraph_start(path: str, position: int) -> int:
     return position + character
 
 
-def _read_lines(path: str, start: int, stop: int | None, limit: int) -> Iterator[tuple[int, bytes]]:
-    """Lines with the byte that each starts at; longer ones than `limit` in pieces, unless < 0."""
+def _read_lines(path: str, start: int, stop: int | None) -> Iterator[bytes]:
+    """Lines of a text, in pieces of `LINE_BYTES`."""
     try:
         with cast(BinaryIO, gzip.open(path) if path.endswith(".gz") else open(path, "rb")) as file:
             file.seek(start)
             position = start
             while stop is None or position < stop:
-                most = limit if stop is None or limit < 0 else min(limit, stop - position)
-                line = file.readline(most)
+                line = file.readline(
+                    LINE_BYTES if stop is None else min(LINE_BYTES, stop - position)
+                )
                 if not line:
                     return
-                yield position, line
                 position += len(line)
+                yield line
     except (OSError, EOFError, zlib.error) as error:  # gzip raises all three
         raise DataError(f"{path} cannot be read: {error}") from None
 
 
 def _read_text(path: str, start: int, stop: int | None) -> Iterator[Document]:
-    decoder = codecs.getincrementaldecoder("utf-8")()
+    # A byte order mark at the beginning is no text.
+    decoder = codecs.getincrementaldecoder("utf-8" if start else "utf-8-sig")()
     parts: list[str] = []
     size = 0
     try:
-        for _, line in _read_lines(path, start, stop, LINE_BYTES):
+        for line in _read_lines(path, start, stop):
             text = decoder.decode(line.replace(b"\r\n", b"\n"))
             parts.append(text)
             size += len(text)
@@ -183,34 +186,34 @@ def _read_text(path: str, start: int, stop: int | None) -> Iterator[Document]:
 def _read_rows(
     path: str, start: int, stop: int | None, column: str, words: Words
 ) -> Iterator[Document]:
-    for position, line in _read_lines(path, start, stop, -1):
-        if line.strip():
-            try:
-                yield _parse_row(line, column, words)._replace(position=position)
-            except DataError as error:
-                raise DataError(f"{line_at(path, position)} {error}") from None
+    for row in read_rows(path, start, stop):
+        try:
+            found = row_document(row.value(), column, words)
+            if found is None:
+                shown = repr(row.content[:80].decode("utf-8", "replace"))
+                raise DataError(
+                    f"has neither {column!r} nor 'question' and 'answer' as texts that are not "
+                    f"empty: {shown}"
+                )
+        except DataError as error:
+            raise DataError(f"{line_at(path, row.position)} {error}") from None
+        yield found._replace(position=row.position)
 
 
 def line_at(path: str, position: int) -> str:
     """'FILE line N' of the line that starts at a byte; reads what is before it."""
-    return f"{path} line {1 + sum(1 for _ in _read_lines(path, 0, position, -1))}"
+    number, left = 1, position
+    with contextlib.closing(_pieces(path)) as pieces:
+        while left > 0 and (piece := next(pieces, b"")):
+            number += piece[:left].count(b"\n")
+            left -= len(piece)
+    return f"{path} line {number}"
 
 
-def _parse_row(line: bytes, column: str, words: Words) -> Document:
-    shown = repr(line[:80].decode("utf-8", "replace").rstrip("\n"))
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"is not JSON ({error.msg}): {shown}") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"is not UTF-8 ({error.reason}): {shown}") from None
-    found = row_document(row, column, words)
-    if found is None:
-        raise DataError(
-            f"has neither {column!r} nor 'question' and 'answer' as texts that are not empty: "
-            f"{shown}"
-        )
-    return found
+def _pieces(path: str) -> Iterator[bytes]:
+    with cast(BinaryIO, gzip.open(path) if path.endswith(".gz") else open(path, "rb")) as file:
+        while piece := file.read(SEARCH_BYTES):
+            yield piece
 
 
 def row_document(row: Any, column: str = "text", words: Words = None) -> Document | None:

@@ -81,27 +81,29 @@ class Optimizers:
             # match_rms_adamw: one learning rate means the same for matrices of every shape.
             self._all.append(Muon(muon, momentum=config.momentum, adjust_lr_fn="match_rms_adamw"))
 
-    def step(self, lr_multiplier: float) -> float:
-        """Clips, updates all parameters and clears the gradients.
-
-        Returns:
-            The norm of the whole gradient before clipping.
-
-        Raises:
-            MHCError: if that is not a finite number; nothing is updated.
-        """
+    def clip(self) -> float:
+        """Clips the gradients; gives the norm of the whole gradient before it, finite or not."""
         limit = float("inf") if self.config.gradient_clip is None else self.config.gradient_clip
-        norm = float(nn.utils.clip_grad_norm_(list(self._names), limit))
-        if not math.isfinite(norm):
-            raise MHCError(
-                f"the norm of the gradient is {norm}: lower optimizer.lr or the other learning "
-                f"rates, and go on from the newest checkpoint"
-            )
+        return float(nn.utils.clip_grad_norm_(list(self._names), limit))
+
+    def update(self, lr_multiplier: float) -> None:
+        """Updates all parameters by their gradients, which are then cleared."""
         for optimizer in self._all:
             for group in optimizer.param_groups:
                 group["lr"] = lr_multiplier * group["full_lr"]
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+
+    def step(self, lr_multiplier: float) -> float:
+        """`clip` and `update`; gives the norm.
+
+        Raises:
+            MHCError: if that is not a finite number; nothing is updated.
+        """
+        norm = self.clip()
+        if not math.isfinite(norm):
+            raise MHCError(f"the norm of the gradient is {norm}; lower the learning rates")
+        self.update(lr_multiplier)
         return norm
 
     def state_tensors(self) -> dict[str, Tensor]:

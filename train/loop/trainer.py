@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import shutil
-import tempfile
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mhc_model.checkpoint import load_checkpoint
 from mhc_model.decoder import Decoder
 from mhc_model.errors import DataError, MHCError
+from mhc_model.running import Heartbeat, scratch_directory
 from train.config import TrainConfig
 from train.data import (
     AnswerBatches,
@@ -41,6 +42,7 @@ from train.records import (
     load_step,
     make_trackers,
     save_step,
+    step_name,
 )
 
 Persist = Callable[[int, dict[str, Any], Path | None], None]
@@ -85,6 +87,8 @@ class Trainer:
         """
         self.config, self.corpus, self.run, self.group = config, corpus, run, group
         self.step = 0
+        self._lowest = math.inf  # bits per byte of what was saved
+        self._due: Callable[[], None] | None = None  # a checkpoint that is not saved yet
         self.decoder = self._start().to(group.device)
         self.decoder.gradient_checkpointing = config.gradient_checkpointing
         if config.trained == "mhc":
@@ -138,15 +142,18 @@ class Trainer:
     def fit(self, persist: Persist) -> None:
         """Trains from the current step to the last.
 
+        A checkpoint is saved once the next loss and its gradient, which these weights give, are
+        finite; the last one once its held-out loss is. So none holds what has diverged.
+
         Raises:
-            MHCError: if the loss or the gradient's norm is not a finite number.
+            MHCError: if the loss, the gradient's norm or the held-out loss is not a finite number.
         """
         config = self.config
         log, best = None, None
         if self.group.is_first:
             trackers = make_trackers(config, self.run.location)
             log, best = MetricsLog(self.run, self.step, trackers), Best(self.run)
-        lowest = self.group.total(0.0 if best is None else best.bits_per_byte)
+        self._lowest = self.group.total(0.0 if best is None else best.bits_per_byte)
         progress = Progress(
             self.step + 1,
             config.steps,
@@ -154,28 +161,38 @@ class Trainer:
             self._tokens_per_second_at_peak(),
         )
         try:
-            while self.step < config.steps:
-                started = time.perf_counter()
-                row = self.train_step()
-                row |= progress.timing(self.step, time.perf_counter() - started)
-                row["peak_memory_gib"] = round(peak_memory(self.group.device) / 2**30, 3)
-                last = self.step == config.steps
-                evaluated = last or self.step % config.eval_every == 0
-                if evaluated:
-                    row |= self.evaluate()
-                if log is not None:
-                    self._report(row, evaluated, log, progress)
-                bits = row.get("val_bpb", math.inf)
-                improved = config.keep_best and bits < lowest
-                if last or self.step % config.checkpoint_every == 0 or improved:
-                    if log is not None:
-                        log.publish()  # first: a stored step without its row could not be the best
-                    self._save(row, persist, best)
-                    lowest = min(lowest, bits)
+            with Heartbeat("the first step") if self.group.is_first else nullcontext() as heartbeat:
+                while self.step < config.steps:
+                    if heartbeat is not None:
+                        heartbeat.now(f"step {self.step + 1}/{config.steps}")
+                    self._fit_step(progress, persist, log, best)
         finally:
             self.ahead.close()
             if log is not None:
                 log.close()
+
+    def _fit_step(
+        self, progress: Progress, persist: Persist, log: MetricsLog | None, best: Best | None
+    ) -> None:
+        config = self.config
+        started = time.perf_counter()
+        row = self.train_step()
+        row |= progress.timing(self.step, time.perf_counter() - started)
+        row["peak_memory_gib"] = round(peak_memory(self.group.device) / 2**30, 3)
+        last = self.step == config.steps
+        evaluated = last or self.step % config.eval_every == 0
+        if evaluated:
+            row |= self.evaluate()
+            self._check_finite("held-out loss", row["val_loss"], self.step)
+        if log is not None:
+            self._report(row, evaluated, log, progress)
+        bits = row.get("val_bpb", math.inf)
+        improved = config.keep_best and bits < self._lowest
+        if last or self.step % config.checkpoint_every == 0 or improved:
+            self._due = partial(self._save, row, persist, best, log)
+            self._lowest = min(self._lowest, bits)
+        if last:
+            self._save_what_is_due()
 
     def _report(
         self, row: dict[str, Any], evaluated: bool, log: MetricsLog, progress: Progress
@@ -185,7 +202,7 @@ class Trainer:
         if evaluated and config.samples.prompts:
             row["samples"] = write_samples(self.decoder, self.corpus.tokenizer, config.samples)
         log.write(row)
-        if self.step == config.steps or self.step % config.log_every == 0:
+        if self.step == config.steps or self.step % config.log_every == 0 or progress.is_due():
             print(progress.step_line(row), flush=True)
         if evaluated:
             print(progress.validation_line(row), flush=True)
@@ -223,13 +240,12 @@ class Trainer:
                 pass_loss.backward()
             loss += pass_loss.detach()
         loss = self.group.mean(float(loss))
-        if not math.isfinite(loss):
-            raise MHCError(
-                f"loss is {loss} at step {step}: lower optimizer.lr or the other learning rates, "
-                f"or clip gradients (optimizer.gradient_clip)"
-            )
+        self._check_finite("loss", loss, step)
+        norm = self.optimizers.clip()
+        self._check_finite("the norm of the gradient", norm, step)
+        self._save_what_is_due()
         multiplier = config.lr_multiplier(step)
-        norm = self.optimizers.step(multiplier)
+        self.optimizers.update(multiplier)
         self.step = step
         return {
             "step": step,
@@ -243,11 +259,37 @@ class Trainer:
         with self._autocast():
             return self.validation.evaluate(self.decoder)
 
-    def _save(self, row: dict[str, Any], persist: Persist, best: Best | None) -> None:
+    def _check_finite(self, what: str, value: float, step: int) -> None:
+        if math.isfinite(value):
+            return
+        # Every worker is here; what they say must not depend on who looks first.
+        saved = self.run.steps()
+        message = f"{what} is {value} at step {step}: the training has diverged. "
+        rates = (
+            "lower learning rates (such as --optimizer.lr) or a smaller --optimizer.gradient-clip"
+        )
+        if not saved:
+            raise MHCError(f"{message}No checkpoint was saved; give another --name, and {rates}")
+        raise MHCError(
+            f"{message}The newest checkpoint is of before: to go on from it, give another --name, "
+            f"--init-from {self.run.location}/{step_name(saved[-1])} --sequence-length "
+            f"{self.config.context}, and {rates}"
+        )
+
+    def _save_what_is_due(self) -> None:
+        if self._due is not None:
+            self._due()
+            self._due = None
+
+    def _save(
+        self, row: dict[str, Any], persist: Persist, best: Best | None, log: MetricsLog | None
+    ) -> None:
+        if log is not None:
+            log.publish()  # first: a stored step without its row could not be the best
         if not self.group.is_first:
             persist(self.step, row, None)
             return
-        directory = Path(tempfile.mkdtemp(prefix="checkpoint-"))
+        directory = scratch_directory("checkpoint-")
         try:
             tensors = self.optimizers.state_tensors()
             metadata = {"run": self.config.name, "metrics": row, "corpus": self.corpus.sha256}

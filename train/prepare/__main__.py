@@ -5,6 +5,11 @@ The same command again goes on after an interruption, or says that all is there.
 
 from __future__ import annotations
 
+from mhc_model.running import supervise
+
+if __name__ == "__main__":
+    supervise(__spec__)
+
 import sys
 from collections.abc import Sequence
 
@@ -21,7 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from train.prepare.on_ray import RayTasks
     from train.prepare.run import prepare
 
-    prepare(config, RayTasks(config, ray_arguments))
+    tasks = RayTasks(config, ray_arguments)
+    prepare(config, tasks, tasks.ready)
     return 0
 
 

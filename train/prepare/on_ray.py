@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import ray
 import ray.data
 
 from mhc_model.errors import DataError, MHCError
+from mhc_model.running import ray_cluster
 from train.prepare.config import PrepareConfig
 from train.prepare.part import Job
 from train.prepare.sources import Part
@@ -29,14 +31,20 @@ class RayTasks:
         self._tasks = config.tasks
         self._arguments = ray_arguments
 
+    @contextmanager
+    def ready(self) -> Iterator[None]:
+        """Ray within. Whoever calls this has checked what can be, and written nothing."""
+        quiet = ray.LoggingConfig(log_level="ERROR")
+        with ray_cluster(ray, self._arguments, logging_config=quiet):
+            yield
+
     def __call__(self, job: Job, parts: Mapping[int, Part]) -> Iterator[tuple[int, dict[str, Any]]]:
         """Yields records as the parts end.
 
         Raises:
             DataError: of the first part that failed; those that are finished stay.
         """
-        ray.init(**self._arguments, logging_config=ray.LoggingConfig(log_level="ERROR"))
-        try:
+        with self.ready():
             _silence()
             rows = [{"number": number, "part": json.dumps(part)} for number, part in parts.items()]
             results = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
@@ -49,8 +57,6 @@ class RayTasks:
                 if result["error"] is not None:
                     raise DataError(result["error"])
                 yield result["number"], json.loads(result["record"])
-        finally:
-            ray.shutdown()
 
 
 def _silence() -> None:

@@ -18,6 +18,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ import pyarrow.fs
 
 from mhc_model.errors import ConfigError, DataError
 from mhc_model.files import locked_directory
+from mhc_model.running import Heartbeat, on_stop
 from mhc_model.settings import differences
 from mhc_model.tokenizer import Tokenizer
 from train.data import (
@@ -59,12 +61,17 @@ def one_after_another(job: Job, parts: Mapping[int, Part]) -> Iterator[tuple[int
         yield number, job.write_part(number, part)
 
 
-def prepare(config: PrepareConfig, execute: Execute = one_after_another) -> Manifest:
+def prepare(
+    config: PrepareConfig,
+    execute: Execute = one_after_another,
+    ready: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> Manifest:
     """Writes the shards of a source, or the rest of them.
 
     Args:
         config: what and where.
         execute: does the parts.
+        ready: within it `execute` can work; entered before anything is written.
 
     Returns:
         The manifest, also of a corpus that was complete.
@@ -74,18 +81,24 @@ def prepare(config: PrepareConfig, execute: Execute = one_after_another) -> Mani
         DataError: if the source is missing or malformed, or gives nothing to train on or hold out.
     """
     filesystem, base = open_directory(config.out)
-    try:
-        filesystem.create_dir(f"{base}/{PARTS}", recursive=True)
-    except OSError as error:
-        raise ConfigError(f"out {config.out!r} cannot be written: {error}") from None
-    if not isinstance(filesystem, pyarrow.fs.LocalFileSystem):
-        return _prepare(config, execute, filesystem, base)
-    with locked_directory(Path(base), f"another train.prepare is at work in {config.out}"):
-        return _prepare(config, execute, filesystem, base)
+    with ExitStack() as stack:
+        try:
+            if isinstance(filesystem, pyarrow.fs.LocalFileSystem):
+                taken = f"another train.prepare is at work in {config.out}"
+                stack.enter_context(locked_directory(Path(base), taken))
+            else:
+                _create(filesystem, base, config)
+        except OSError as error:
+            raise ConfigError(f"out {config.out!r} cannot be written: {error}") from None
+        return _prepare(config, execute, ready, filesystem, base)
 
 
 def _prepare(
-    config: PrepareConfig, execute: Execute, filesystem: pyarrow.fs.FileSystem, base: str
+    config: PrepareConfig,
+    execute: Execute,
+    ready: Callable[[], AbstractContextManager[None]],
+    filesystem: pyarrow.fs.FileSystem,
+    base: str,
 ) -> Manifest:
     begun = _read_json(filesystem, f"{base}/{BEGUN}")
     if begun is not None:
@@ -98,23 +111,26 @@ def _prepare(
         "files": dict(source.files),
         "parts": [[list(piece) for piece in part] for part in parts],
     }
-    if begun is None:
-        tokenizer = _make_tokenizer(source, parts)
-        _save_tokenizer(tokenizer, filesystem, base)
-        begun = {"format": FORMAT, "tokenizer": tokenizer_sha256(tokenizer), **settings}
-        write_file(filesystem, f"{base}/{BEGUN}", _to_json(begun))
-    else:
-        if any(begun[key] != value for key, value in settings.items()):
-            raise ConfigError(
-                f"the source has changed since {config.out} was begun (files, their sizes, or "
-                f"parts of them); delete that directory, or give another out"
-            )
+    if begun is not None and any(begun[key] != value for key, value in settings.items()):
+        raise ConfigError(
+            f"the source has changed since {config.out} was begun (files, their sizes, or "
+            f"parts of them); delete that directory, or give another out"
+        )
+    manifest = None if begun is None else _read_json(filesystem, f"{base}/{MANIFEST}")
+    if begun is not None:
         tokenizer = _read_tokenizer(config, filesystem, base, begun["tokenizer"])
-    manifest = _read_json(filesystem, f"{base}/{MANIFEST}")
     if manifest is None:
-        dtype = "uint16" if tokenizer.vocab_size <= 2**16 else "uint32"
-        job = Job(source, tokenizer, dtype, config.out)
-        records = _write_parts(job, parts, execute, filesystem, base)
+        with ready():
+            _create(filesystem, f"{base}/{PARTS}", config)
+            on_stop(f"the same command goes on in {config.out}: parts that are finished stay in it")
+            if begun is None:
+                tokenizer = _make_tokenizer(source, parts)
+                _save_tokenizer(tokenizer, filesystem, base)
+                begun = {"format": FORMAT, "tokenizer": tokenizer_sha256(tokenizer), **settings}
+                write_file(filesystem, f"{base}/{BEGUN}", _to_json(begun))
+            dtype = "uint16" if tokenizer.vocab_size <= 2**16 else "uint32"
+            job = Job(source, tokenizer, dtype, config.out)
+            records = _write_parts(job, parts, execute, filesystem, base)
         manifest = _make_manifest(job, begun, parts, records)
         write_file(filesystem, f"{base}/{BYTE_TABLE}", byte_table(tokenizer))
         write_file(filesystem, f"{base}/{MANIFEST}", _to_json(manifest))
@@ -122,6 +138,13 @@ def _prepare(
     result = Manifest.model_validate(manifest)
     _say_what_is_there(config.out, result)
     return result
+
+
+def _create(filesystem: pyarrow.fs.FileSystem, path: str, config: PrepareConfig) -> None:
+    try:
+        filesystem.create_dir(path, recursive=True)
+    except OSError as error:
+        raise ConfigError(f"out {config.out!r} cannot be written: {error}") from None
 
 
 def _check_same(config: PrepareConfig, begun: Mapping[str, Any]) -> None:
@@ -188,8 +211,8 @@ def _write_parts(
         flush=True,
     )
     progress = _Progress(len(parts), len(records))
-    if todo:
-        for number, record in execute(job, todo):
+    with Heartbeat(f"{len(todo)} parts to do"):
+        for number, record in execute(job, todo) if todo else ():
             records[number] = record
             progress.add(record)
     return [records[number] for number in range(len(parts))]

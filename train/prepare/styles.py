@@ -20,6 +20,7 @@ from pydantic import Field, field_validator
 from evals.problems import Problem, Style, load_problems, restyle, style_of
 from mhc_model.errors import ConfigError, DataError
 from mhc_model.files import replace_bytes
+from mhc_model.running import supervise
 from mhc_model.settings import Settings, parse_command_line, reports_errors
 
 
@@ -118,4 +119,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    supervise(__spec__)
     sys.exit(main())

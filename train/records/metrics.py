@@ -10,6 +10,9 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
+from mhc_model.errors import DataError
+from mhc_model.files import parse_row, split_lines
+from mhc_model.running import EVERY_S
 from train.records.run_directory import RunDirectory
 from train.records.trackers import Tracker
 
@@ -43,8 +46,7 @@ class MetricsLog:
         """
         self.run = run
         self._trackers = trackers
-        rows = (run.read_text(METRICS) or "").splitlines()
-        kept = [row for row in rows if _row_step(row) <= resumed_step]
+        kept = [row.decode() for row in _lines(run) if _row_step(row) <= resumed_step]
         run.write_text(METRICS, "".join(f"{row}\n" for row in kept))
         run.work.mkdir(parents=True, exist_ok=True)
         if not run.is_local:
@@ -102,15 +104,18 @@ def _sample_texts(samples: Sequence[dict[str, str]]) -> dict[str, str]:
 
 def read_rows(run: RunDirectory) -> list[dict[str, Any]]:
     """All whole rows of a run, in order."""
-    rows = (run.read_text(METRICS) or "").splitlines()
-    return [json.loads(row) for row in rows if _row_step(row) != float("inf")]
+    return [parse_row(line) for line in _lines(run) if _row_step(line) != float("inf")]
 
 
-def _row_step(row: str) -> float:
+def _lines(run: RunDirectory) -> list[bytes]:
+    return split_lines((run.read_text(METRICS) or "").encode())
+
+
+def _row_step(row: bytes) -> float:
     """Step of a row; a row that was cut off while it was written counts as never written."""
     try:
-        return json.loads(row)["step"]
-    except json.JSONDecodeError:
+        return parse_row(row)["step"]
+    except (DataError, KeyError, TypeError):
         return float("inf")
 
 
@@ -136,7 +141,7 @@ class Progress:
         self.first_step, self.last_step = first_step, last_step
         self.tokens_per_step = tokens_per_step
         self.at_peak = tokens_per_second_at_peak
-        self._started = time.monotonic()
+        self._started = self._said = time.monotonic()
         self._timed_steps, self._timed_seconds = 0, 0.0
 
     def timing(self, step: int, seconds: float) -> dict[str, float]:
@@ -157,8 +162,13 @@ class Progress:
             return 0.0
         return self._timed_steps * self.tokens_per_step / self._timed_seconds
 
+    def is_due(self) -> bool:
+        """Whether a line is due because steps are slow, whatever their number."""
+        return time.monotonic() - self._said >= EVERY_S
+
     def step_line(self, row: dict[str, Any]) -> str:
-        elapsed = time.monotonic() - self._started
+        self._said = time.monotonic()
+        elapsed = self._said - self._started
         line = (
             f"{self._position(row['step'])} | loss {row['loss']:.4f} | "
             f"lr x{row['lr_multiplier']:.3f} | grad {row['grad_norm']:.3f} | "

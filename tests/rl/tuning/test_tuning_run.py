@@ -30,7 +30,7 @@ from mhc_model.policy import GatePolicy, expand_actions, observe_prompts
 from rl.__main__ import main
 from rl.config import RLConfig
 from rl.ppo import GateBeta
-from rl.tuning.run import is_complete, kept_rows, prepare_directory, saved_states
+from rl.tuning.run import is_complete, kept_rows, prepare_directory, save, saved_states
 from serve.app import create_app
 from serve.service import CompletionService
 
@@ -298,3 +298,16 @@ def board_names(directory: Path) -> set[str]:
 
 def rows(path: Path) -> list[dict]:
     return [json.loads(line) for line in read_lines(path)]
+
+
+def test_a_policy_that_diverged_is_not_saved(tmp_path, monkeypatch):
+    policy = GatePolicy(
+        PolicyConfig(action_space="global", n_layers=2, observation_dim=4, checkpoint_hash="one")
+    )
+    with torch.no_grad():
+        next(policy.parameters()).view(-1)[0] = float("nan")
+    monkeypatch.setattr("rl.tuning.run.current_policy", lambda algorithm: policy)
+    config = RLConfig(name="t", checkpoint="first")
+    with pytest.raises(ConfigError, match="iteration 3: the policy's weights are not finite"):
+        save(config, tmp_path, None, {"iteration": 3})
+    assert list(tmp_path.iterdir()) == []

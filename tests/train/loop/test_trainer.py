@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from contextlib import suppress
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import pytest
 import torch
 
 from mhc_model import MHCError, load_checkpoint
+from train.launch import with_start, with_vocabulary
 from train.loop import Trainer
+from train.records import load_step
 
 
 def read_rows(config) -> list[dict]:
@@ -108,6 +111,63 @@ def test_a_loss_that_is_no_number_stops_the_run(make_config, make_trainer):
         trainer.decoder.embedding.weight.fill_(float("nan"))
     with pytest.raises(MHCError, match=r"loss is nan at step 1"):
         trainer.train_step()
+
+
+@pytest.mark.parametrize(
+    ("changes", "diverged"),
+    [
+        # The weights behind step 1 are finite and huge; the next loss is none.
+        ({"checkpoint_every": 1}, 2),
+        # The same, saved because its held-out text is the best so far: there is no other.
+        ({"checkpoint_every": 99, "eval_every": 1}, None),
+        ({"steps": 1, "warmup_steps": 0}, None),
+    ],
+)
+def test_no_checkpoint_holds_what_has_diverged(
+    changes, diverged, make_config, make_trainer, persist_in
+):
+    rates = {f"{kind}lr": 1e30 for kind in ("", "embedding_", "head_", "mhc_", "norm_")}
+    trainer = make_trainer(make_config(optimizer=rates, **changes))
+    with pytest.raises(MHCError, match=r"is (nan|inf) at step \d: the training has diverged"):
+        trainer.fit(persist_in(trainer.run))
+    assert trainer.run.steps() == []
+
+
+def test_a_run_that_diverges_later_says_what_goes_on(
+    make_config, make_trainer, persist_in, tiny_corpus, tmp_path
+):
+    config = make_config(checkpoint_every=2)
+    trainer = make_trainer(config)
+    step_once = trainer.train_step
+
+    def train_step():
+        row = step_once()
+        if trainer.step == 6:  # what a learning rate does that is far too high
+            with torch.no_grad():
+                trainer.decoder.embedding.weight.mul_(1e38)
+        return row
+
+    trainer.train_step = train_step
+    with pytest.raises(MHCError, match="has diverged") as raised:
+        trainer.fit(persist_in(trainer.run))
+    # Step 6 would have been saved, and is what has diverged.
+    assert trainer.run.steps() == [2, 4]
+    with trainer.run.open_step(4) as directory:
+        weights = load_step(directory).checkpoint.model.state_dict()
+    assert all(weight.abs().max() < 1e3 for weight in weights.values())
+    # What the message says works, with the same file.
+    said = re.findall(r"--(init-from|sequence-length) (\S+?)[, ]", str(raised.value))
+    assert dict(said) == {
+        "init-from": f"{trainer.run.location}/step-000004",
+        "sequence-length": str(config.context),
+    }
+    start, length = said[0][1], int(said[1][1])
+    changes = {"name": "other", "init_from": start, "sequence_length": length, "steps": 1}
+    model = config.model.model_copy(update={"vocab_size": 50_257})  # as the file has it
+    again = with_start(config.model_copy(update={**changes, "model": model}))
+    resolved = with_vocabulary(again, tiny_corpus.tokenizer.vocab_size)
+    other = make_trainer(resolved)
+    assert other.train_step()["loss"] < 6.0
 
 
 def test_a_plain_model_trains_without_gates(make_config, make_trainer):
