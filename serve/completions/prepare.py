@@ -80,12 +80,12 @@ class Preparer:
             APIError, GateError, EngineError, DataError: all of them are the caller's fault.
         """
         self._check_count(len(body.prompt), body.n)
-        prompts = [self._tokens(prompt) for prompt in body.prompt]
+        read = [self._tokens(prompt) for prompt in body.prompt]
+        prompts, starts = [tokens for tokens, _ in read], [start for _, start in read]
         for prompt in prompts:
             self._check_tokens(prompt)
             self._check_context(len(prompt), body.max_tokens)
         sampling = [self._completion_sampling(body, prompt) for prompt in prompts]
-        starts = [int(isinstance(prompt, str)) for prompt in body.prompt]
         return self._prepared(body, prompts, sampling, starts)
 
     def chat(self, body: ChatRequest) -> Prepared:
@@ -121,7 +121,7 @@ class Preparer:
         Raises:
             APIError, GateError, DataError: all of them are the caller's fault.
         """
-        tokens = self._tokens(prompt)
+        tokens, _ = self._tokens(prompt)
         self._check_tokens(tokens)
         self._check_context(len(tokens), 0)
         return tokens, self._gates.choose(gates, [tokens]).of_prompts
@@ -140,12 +140,17 @@ class Preparer:
         ]
         return Prepared(requests=requests, gates=gates, starts=starts)
 
-    def _tokens(self, prompt: str | list[int]) -> list[int]:
-        """Text starts a document, as in training; token ids are taken as they are."""
+    def _tokens(self, prompt: str | list[int]) -> tuple[list[int], int]:
+        """A prompt's tokens, and how many of them the server put before the caller's own.
+
+        Text starts a document, as in training: with the token that the model's texts begin with,
+        if they begin with one. Token ids are taken as they are.
+        """
         if not isinstance(prompt, str):
-            return prompt
+            return prompt, 0
         self._check_characters(len(prompt))
-        return self._tokenizer.encode(prompt, bos=True)
+        tokens = self._tokenizer.encode(prompt, bos=True)
+        return tokens, int(self._tokenizer.bos_id is not None)
 
     def _check_count(self, prompts: int, n: int) -> None:
         if prompts * n > self._capacity:
@@ -163,6 +168,13 @@ class Preparer:
 
     def _check_tokens(self, prompt: Sequence[int]) -> None:
         """Before the policy reads embeddings by these ids, and long before the engine checks."""
+        if not prompt:
+            raise APIError(
+                HTTPStatus.BAD_REQUEST,
+                "the prompt is empty, and this model's texts begin with no token of their own; "
+                "give at least one token",
+                "prompt",
+            )
         vocabulary = self._config.vocab_size
         unknown = next((token for token in prompt if not 0 <= token < vocabulary), None)
         if unknown is not None:
