@@ -16,6 +16,7 @@ export class Column {
     this.calls = calls;
     this.text = "";
     this.answered = false; // something came since the last start
+    this.outcome = null; // how the last run came to its end: "ended", "stopped" or "failed"
     this.gates = null; // GateControls; null for a plain model
     this.abort = null;
     this.root = document
@@ -92,7 +93,7 @@ export class Column {
         if (this.abort !== abort) return;
         this.take(chunk);
       }
-      if (this.abort === abort) this.end(this.reason === "length" ? "at max tokens" : "ended");
+      if (this.abort === abort) this.end("ended", this.reason === "length" ? "at max tokens" : null);
     } catch (error) {
       if (this.abort !== abort) return; // another run has taken over
       if (error.name === "AbortError") this.end("stopped");
@@ -103,6 +104,7 @@ export class Column {
 
   begin() {
     Object.assign(this, { text: "", answered: false, tokens: 0, reason: null, usage: null });
+    this.outcome = null;
     Object.assign(this, { started: performance.now(), first: null, last: null });
     this.find(".answer .error").hidden = true;
     this.find(".used").hidden = true;
@@ -131,11 +133,13 @@ export class Column {
     this.calls.grew();
   }
 
-  end(how) {
+  /** @param {string} outcome see there; @param {string|null} words shown in place of it */
+  end(outcome, words = null) {
     this.abort = null;
     this.answered = true;
+    this.outcome = outcome;
     this.busy(false);
-    this.say(how);
+    this.say(words ?? outcome);
     this.measured();
     this.calls.grew();
   }

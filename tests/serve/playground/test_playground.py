@@ -225,6 +225,45 @@ def test_errors_of_the_api_are_shown(page):
     assert not page.one("#column-b .error").is_displayed()
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "verdict"),
+    [
+        (("", "failed"), ("", "failed"), "A failed and B failed: there is nothing to compare."),
+        (("ab", "ended"), ("", "failed"), "B failed: there is nothing to compare."),
+        (("", "stopped"), ("", "ended"), "A stopped: there is nothing to compare."),
+        (
+            ("abc", "ended"),
+            ("ab", "stopped"),
+            "B stopped: as far as both go, the answers are the same.",
+        ),
+        (
+            ("ax", "failed"),
+            ("ab", "stopped"),
+            "The answers are the same for 1 character, then they part (marked).",
+        ),
+        (("ab", "ended"), ("ab", "ended"), "Both answers are the same."),
+        (("", "ended"), ("", "ended"), "Both answers are the same."),
+    ],
+)
+def test_only_whole_answers_are_called_the_same(page, first, second, verdict):
+    script = """
+        const [a, b] = given.map(([text, outcome], index) => ({
+          text, outcome, label: "AB"[index], answered: true, running: false,
+          output: element("div"),
+        }));
+        const verdict = element("p");
+        compare(a, b, verdict);
+        return verdict.textContent;
+    """
+    assert page.in_modules(script, [first, second]) == verdict
+
+
+def test_two_failed_requests_are_not_the_same_answer(page):
+    page.generate(max_tokens=500)
+    assert "failed" in page.text("#column-a .state")
+    assert page.text("#parting") == "A failed and B failed: there is nothing to compare."
+
+
 def test_texts_are_never_markup(page, browser, start_server, checkpoint):
     page.generate("<img src=x onerror=alert(1)><b>bold</b>")
     page.one("#per-token").click()
@@ -234,7 +273,8 @@ def test_texts_are_never_markup(page, browser, start_server, checkpoint):
         """
         const text = "<img src=x onerror=alert(1)><b>bold</b>";
         const column = (ending) => ({
-          text: text + ending, answered: true, running: false, output: element("div"),
+          text: text + ending, answered: true, running: false, outcome: "ended",
+          output: element("div"),
         });
         const [a, b, verdict] = [column(text), column(""), element("p")];
         compare(a, b, verdict);
