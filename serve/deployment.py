@@ -78,12 +78,17 @@ class CompletionServer:
         self.replica_metrics = ReplicaMetrics(context.replica_id.unique_id)
         log = AccessLog(JsonLog(settings.access_log))
         self.recursive = settings.recursive
+        self.origins = settings.cors_origins
         self.service = load_service(settings, Observers(self.replica_metrics, log))
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         # Serve ends it when the last request has ended, or at drain_s.
         return create_app(
-            self.service, keys=self.keys, metrics=self.metrics, recursive=self.recursive
+            self.service,
+            keys=self.keys,
+            metrics=self.metrics,
+            recursive=self.recursive,
+            origins=self.origins,
         )
 
     async def metrics(self) -> bytes:

@@ -53,6 +53,11 @@ class ServeSettings(Settings):
         description="file of API keys, one a line; with keys (also from MHC_API_KEYS) every route "
         "but /health, /ready and the page asks for one",
     )
+    cors_origins: tuple[str, ...] = Field(
+        (),
+        description="origins of web pages elsewhere that may call this server from a browser, such "
+        'as "http://localhost:3000"; "*" lets all; none: only the server\'s own page',
+    )
     engine: EngineKind = Field(
         "torch", description="what decodes: this project's engine, or vLLM (docs/vllm.md)"
     )

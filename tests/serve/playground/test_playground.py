@@ -264,6 +264,24 @@ def test_two_failed_requests_are_not_the_same_answer(page):
     assert page.text("#parting") == "A failed and B failed: there is nothing to compare."
 
 
+def test_the_routes_are_described_from_this_server_only(page, address):
+    page.browser.get(f"{address}/docs")
+    page.until(lambda: page.all(".operation"))
+    urls = page.run("return performance.getEntriesByType('resource').map(each => each.name)")
+    assert all(url.startswith(f"{address}/") for url in urls)
+    titles = [title.text for title in page.all(".operation h2")]
+    document = httpx.get(f"{address}/openapi.json").json()
+    assert titles == [
+        f"{method.upper()} {path}"
+        for path, methods in document["paths"].items()
+        for method in methods
+    ]
+    text = page.text("#operations")
+    for said in ("repetition_penalty", "0.01 to 100", "token id -> number added to its logit"):
+        assert said in text
+    assert "undefined" not in text
+
+
 def test_texts_are_never_markup(page, browser, start_server, checkpoint):
     page.generate("<img src=x onerror=alert(1)><b>bold</b>")
     page.one("#per-token").click()
