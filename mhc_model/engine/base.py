@@ -177,7 +177,7 @@ class EngineBase(ABC):
                 raise EngineError(
                     f"prompt token {token} is outside the vocabulary of 0 to {vocabulary - 1}"
                 )
-        total = len(request.prompt) + request.sampling.max_tokens
+        total = len(request.prompt) + request.sampling.places
         if total > self.max_seq_len:
             raise EngineError(
                 f"{len(request.prompt)} prompt tokens and max_tokens "

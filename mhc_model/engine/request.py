@@ -126,6 +126,16 @@ class SamplingParams:
                 "allowed_token_ids and a form of the answer may leave no token to draw; give one"
             )
 
+    @property
+    def places(self) -> int:
+        """Places of the context that an answer may take.
+
+        The last token of an answer is never fed, yet it has its place, as in other engines. Only
+        the one token after a prompt that is scored has none: the prompt may fill the context.
+        """
+        scores = self.prompt_logprobs_from is not None
+        return 0 if scores and self.max_tokens == 1 else self.max_tokens
+
 
 @dataclass(frozen=True)
 class Request:

@@ -146,7 +146,7 @@ class Row:
     @property
     def need(self) -> int:
         """Positions of the cache that it may come to fill."""
-        return len(self.prompt) + self.request.sampling.max_tokens
+        return len(self.prompt) + self.request.sampling.places
 
     @property
     def length(self) -> int:

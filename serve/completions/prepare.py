@@ -92,8 +92,9 @@ class Preparer:
         prompts, starts = [tokens for tokens, _ in read], [start for _, start in read]
         for prompt in prompts:
             self._check_tokens(prompt)
-            self._check_context(len(prompt), body.max_tokens)
         sampling = [self._completion_sampling(body, prompt) for prompt in prompts]
+        for prompt, parameters in zip(prompts, sampling, strict=True):
+            self._check_context(len(prompt), parameters.places)
         return self._prepared(body, prompts, sampling, starts)
 
     def chat(self, body: ChatRequest) -> Prepared:
