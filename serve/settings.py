@@ -118,6 +118,17 @@ class ServeSettings(Settings):
     health_check_s: float = Field(
         2.0, gt=0.0, description="seconds between health checks; a dead replica is noticed then"
     )
+    health_check_timeout_s: float = Field(
+        5.0,
+        gt=0.0,
+        description="seconds that a health check may take; after three in a row without an answer "
+        "the replica is replaced",
+    )
+    stall_s: float = Field(
+        120.0,
+        gt=0.0,
+        description="seconds that a step of the engine may take; then the replica is replaced",
+    )
     drain_s: float = Field(
         60.0, gt=0.0, description="seconds that accepted requests may take after a stop"
     )
