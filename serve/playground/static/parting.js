@@ -1,6 +1,7 @@
 // Where the two answers part.
 
 import { element } from "./dom.js";
+import { cutPieces } from "./pieces.js";
 
 /** @returns {number} characters (code points) that both texts begin with */
 export function commonLength(first, second) {
@@ -25,16 +26,21 @@ export function compare(a, b, verdict) {
   const partial = running || cut.length > 0;
   // Of answers that are not whole, only what both have can differ.
   const parted = a.answered && b.answered && (partial ? common < shorter : a.text !== b.text);
-  for (const column of [a, b]) showText(column.output, column.text, parted ? common : Infinity);
+  for (const column of [a, b]) showText(column, parted ? common : Infinity);
   const told = a.answered && b.answered && !running;
   verdict.textContent = told ? sentence(parted, common, cut) : "";
 }
 
-function showText(output, text, common) {
-  const characters = [...text];
-  const rest = characters.slice(common).join("");
-  output.replaceChildren(characters.slice(0, common).join(""));
-  if (rest) output.append(element("mark", { text: rest }));
+function showText({ output, text, pieces = [] }, common) {
+  const place = [...text].slice(0, common).join("").length;
+  const [same, rest] = cutPieces(text, pieces, place).map((side) => side.map(shown));
+  output.replaceChildren(...same);
+  if (rest.length) output.append(element("mark", {}, ...rest));
+}
+
+/** A token; text that is none stays text. */
+function shown({ text, title }) {
+  return title ? element("span", { text, title }) : text;
 }
 
 function sentence(parted, common, cut) {
