@@ -11,6 +11,7 @@ The way of a request:
     auth.py       asks for the API key
     playground/   the page at /
     routing.py    /v1/gates and /v1/routing: what can be steered, and what that does
+    tokens.py     /tokenize and /detokenize
     recursive/    /v1/recursive: a session over a long text
     service.py    /v1/completions, /v1/chat/completions, /v1/models, /health, /ready
     completions/  from a body to the engine's requests, one batch for all, and back

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from http import HTTPStatus
+from importlib.metadata import version
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, HTTPException, Request, Response
 from fastapi.routing import APIRoute
 from pydantic_core import from_json
-from starlette.types import ASGIApp
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.auth import ApiKeys, KeyMiddleware
 from serve.completions import (
@@ -23,6 +25,7 @@ from serve.completions import (
     ModelCard,
     ModelList,
     Ready,
+    Version,
 )
 from serve.errors import error_responses, install_error_handlers
 from serve.monitoring import METRICS_CONTENT_TYPE, Observer, Tracing
@@ -31,6 +34,7 @@ from serve.recursive import RecursiveRequest, RecursiveResponse, RecursiveServic
 from serve.routing import routing_routes
 from serve.service import CompletionService
 from serve.settings import RecursiveSettings
+from serve.tokens import token_routes
 
 MAX_BODY_BYTES = 4 << 20
 _GENERATION_ERRORS = (400, 401, 404, 413, 429, 500, 503, 504)
@@ -74,19 +78,53 @@ class StrictRoute(APIRoute):
         return strict
 
 
+class HeadAsGet:
+    """Answers HEAD as GET, without the body: FastAPI's routes know GET only."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+
+        async def without_body(message: Message) -> None:
+            if message["type"] == "http.response.body":
+                message = {**message, "body": b""}
+            await send(message)
+
+        await self._app({**scope, "method": "GET"}, receive, without_body)
+
+
 class Application(FastAPI):
     """FastAPI inside `Tracing`, with an OpenAPI document that says what is true."""
 
-    def __init__(self, observer: Observer, keys: ApiKeys | None, **arguments: Any) -> None:
+    def __init__(
+        self,
+        observer: Observer,
+        keys: ApiKeys | None,
+        origins: Sequence[str],
+        **arguments: Any,
+    ) -> None:
         super().__init__(**arguments)
         self._observer = observer
         self._keys = keys
+        self._origins = origins
 
     def build_middleware_stack(self) -> ASGIApp:
         app = super().build_middleware_stack()
         if self._keys:
             app = KeyMiddleware(app, self._keys)
-        return Tracing(app, self._observer)
+        if self._origins:  # before the keys: a browser asks without one whether it may send it
+            app = CORSMiddleware(
+                app,
+                allow_origins=self._origins,
+                allow_methods=["GET", "POST"],
+                allow_headers=["*"],
+                expose_headers=["x-request-id", "retry-after"],
+            )
+        return Tracing(HeadAsGet(app), self._observer)
 
     def openapi(self) -> dict[str, Any]:
         document = super().openapi()
@@ -104,6 +142,7 @@ def create_app(
     keys: ApiKeys | None = None,
     metrics: Callable[[], Awaitable[bytes]] | None = None,
     recursive: RecursiveSettings | None = None,
+    origins: Sequence[str] = (),
 ) -> FastAPI:
     """Builds the application.
 
@@ -113,6 +152,7 @@ def create_app(
         keys: if there are any, every route but the open ones asks for one.
         metrics: gives the text of GET /metrics; None leaves the route out.
         recursive: limits of sessions over long texts; the defaults if left out.
+        origins: of pages elsewhere that browsers let call this server, "*" for all.
     """
     sessions = RecursiveService(service, recursive or RecursiveSettings.model_validate({}))
 
@@ -123,13 +163,22 @@ def create_app(
         await asyncio.to_thread(service.close, drain_s)
 
     app = Application(
-        service.observer, keys, title="mhc-gates", lifespan=lifespan, redirect_slashes=False
+        service.observer,
+        keys,
+        origins,
+        title="mhc-gates",
+        version=version("mhc-gates"),
+        lifespan=lifespan,
+        redirect_slashes=False,
+        docs_url=None,  # FastAPI's pages load their parts from elsewhere; /docs is our own
+        redoc_url=None,
     )
     install_error_handlers(app)
     app.include_router(_generation(service))
     app.include_router(_sessions(sessions))
     app.include_router(_description(service))
     app.include_router(page_router())
+    app.include_router(token_routes(service, APIRouter(route_class=StrictRoute)))
     app.include_router(routing_routes(service, APIRouter(route_class=StrictRoute)))
     if metrics is not None:
         app.include_router(_metrics(metrics))
@@ -187,6 +236,17 @@ def _description(service: CompletionService) -> APIRouter:
     async def health() -> Health:
         """Whether this replica's engine runs."""
         return service.health()
+
+    @router.get("/ping", include_in_schema=False)
+    async def ping() -> Response:
+        """As /health, without a body."""
+        service.health()
+        return Response()
+
+    @router.get("/version", responses=error_responses(401, 500))
+    async def server_version() -> Version:
+        """The server's version."""
+        return Version(version=version("mhc-gates"))
 
     @router.get("/ready", responses=error_responses(500, 503))
     async def ready() -> Ready:

@@ -23,7 +23,7 @@ from mhc_model.errors import ConfigError
 from serve.errors import APIError
 
 VARIABLE = "MHC_API_KEYS"
-OPEN_PATHS = frozenset({"/", "/health", "/ready"})
+OPEN_PATHS = frozenset({"/", "/health", "/ping", "/ready"})
 OPEN_PREFIX = "/static/"
 MIN_LENGTH = 8
 

@@ -63,6 +63,7 @@ def load_service(settings: ServeSettings, observer: Observer) -> CompletionServi
         chat_template=ChatTemplate.load(settings.chat_template, settings.checkpoint),
         request_timeout_s=settings.request_timeout_s,
         observer=observer,
+        stall_s=settings.stall_s,
     )
 
 
@@ -78,12 +79,17 @@ class CompletionServer:
         self.replica_metrics = ReplicaMetrics(context.replica_id.unique_id)
         log = AccessLog(JsonLog(settings.access_log))
         self.recursive = settings.recursive
+        self.origins = settings.cors_origins
         self.service = load_service(settings, Observers(self.replica_metrics, log))
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         # Serve ends it when the last request has ended, or at drain_s.
         return create_app(
-            self.service, keys=self.keys, metrics=self.metrics, recursive=self.recursive
+            self.service,
+            keys=self.keys,
+            metrics=self.metrics,
+            recursive=self.recursive,
+            origins=self.origins,
         )
 
     async def metrics(self) -> bytes:
@@ -125,6 +131,7 @@ def deployment_options(settings: ServeSettings) -> dict[str, Any]:
     options: dict[str, Any] = {
         "max_ongoing_requests": settings.ongoing_limit,
         "health_check_period_s": settings.health_check_s,
+        "health_check_timeout_s": settings.health_check_timeout_s,
         "graceful_shutdown_timeout_s": settings.drain_s,
         "graceful_shutdown_wait_loop_s": min(1.0, settings.drain_s),
         "ray_actor_options": {

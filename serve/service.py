@@ -6,6 +6,7 @@ No HTTP server and no Ray in here: `CompletionService` runs wherever an engine d
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -59,6 +60,7 @@ class CompletionService:
         chat_template: ChatTemplate | None = None,
         request_timeout_s: float = 600.0,
         observer: Observer | None = None,
+        stall_s: float = math.inf,
     ) -> None:
         """Takes over the engine.
 
@@ -71,6 +73,7 @@ class CompletionService:
             chat_template: of conversations; None takes `ChatTemplate.default`.
             request_timeout_s: a request that takes longer is cancelled and gets a 504.
             observer: hears of every request and of the engine's load; None: nobody does.
+            stall_s: seconds that a step of the engine may take; then the service has failed.
 
         Raises:
             ConfigError: if the engine has no tokenizer or no checkpoint, or the policy was trained
@@ -95,7 +98,7 @@ class CompletionService:
         capacity = engine.max_batch + max_queue
         template = ChatTemplate.default() if chat_template is None else chat_template
         self.preparer = Preparer(engine, engine.tokenizer, capacity, policy, template)
-        self._batcher = Batcher(engine, max_queue, self.observer.load)
+        self._batcher = Batcher(engine, max_queue, self.observer.load, stall_s)
 
     def close(self, drain_s: float = 0.0) -> None:
         """Refuses new requests and ends the engine's thread; blocks, may be called again.

@@ -53,6 +53,11 @@ class ServeSettings(Settings):
         description="file of API keys, one a line; with keys (also from MHC_API_KEYS) every route "
         "but /health, /ready and the page asks for one",
     )
+    cors_origins: tuple[str, ...] = Field(
+        (),
+        description="origins of web pages elsewhere that may call this server from a browser, such "
+        'as "http://localhost:3000"; "*" lets all; none: only the server\'s own page',
+    )
     engine: EngineKind = Field(
         "torch", description="what decodes: this project's engine, or vLLM (docs/vllm.md)"
     )
@@ -112,6 +117,17 @@ class ServeSettings(Settings):
     )
     health_check_s: float = Field(
         2.0, gt=0.0, description="seconds between health checks; a dead replica is noticed then"
+    )
+    health_check_timeout_s: float = Field(
+        5.0,
+        gt=0.0,
+        description="seconds that a health check may take; after three in a row without an answer "
+        "the replica is replaced",
+    )
+    stall_s: float = Field(
+        120.0,
+        gt=0.0,
+        description="seconds that a step of the engine may take; then the replica is replaced",
     )
     drain_s: float = Field(
         60.0, gt=0.0, description="seconds that accepted requests may take after a stop"

@@ -11,6 +11,8 @@ In: `Request`s of token ids, gates and sampling parameters, at any time. Out: `C
     row.py           one sample under way: its text, where it ends
     prefill.py       prompts read in chunks, and scored
     decode.py        one more token for every row
+    shaping.py       logits with penalties and biases, without what is forbidden
+    grammar.py       answers of a given form, through llguidance
     sampling.py      tokens drawn with a seed a row
     arena.py         room for keys and values, within a budget
     prefix_cache.py  those of prompts' beginnings, by tokens and gates
@@ -18,6 +20,7 @@ In: `Request`s of token ids, gates and sampling parameters, at any time. Out: `C
 
 from mhc_model.engine.base import EngineBase
 from mhc_model.engine.engine import PREFILL_CHUNK, PREFIX_CACHE_BYTES, Engine
+from mhc_model.engine.grammar import Structure
 from mhc_model.engine.request import (
     Alternatives,
     Completion,
@@ -45,5 +48,6 @@ __all__ = [
     "Request",
     "Row",
     "SamplingParams",
+    "Structure",
     "Timings",
 ]

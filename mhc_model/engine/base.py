@@ -17,7 +17,15 @@ from torch import Tensor
 
 from mhc_model.config import MAX_SAMPLES
 from mhc_model.decoder import Decoder
-from mhc_model.engine.request import Completion, Delta, EngineStats, FinishReason, Request
+from mhc_model.engine.grammar import Grammars, Matcher
+from mhc_model.engine.request import (
+    Completion,
+    Delta,
+    EngineStats,
+    FinishReason,
+    Request,
+    SamplingParams,
+)
 from mhc_model.engine.row import Row
 from mhc_model.errors import EngineError
 from mhc_model.gates import PhaseGates, resolve_gates
@@ -51,6 +59,7 @@ class EngineBase(ABC):
         self._cancelled: set[str] = set()
         self._deltas: list[Delta] = []
         self._stats = EngineStats()
+        self.grammars = None if tokenizer is None else Grammars(tokenizer, model.config.vocab_size)
         self._learned: Tensor | None = None
         if model.config.gateless is None:
             self._learned = model.learned_gates().detach().cpu()
@@ -102,18 +111,25 @@ class EngineBase(ABC):
 
         Raises:
             EngineError: if the prompt is empty, has an unknown token id or does not fit with
-                max_tokens into the context, the id is in use, n is not 1 to 128, or stop strings
-                lack a tokenizer.
+                max_tokens into the context, the id is in use, n is not 1 to 128, stop strings or a
+                form lack a tokenizer, a form is malformed, or biases or allowed ids are none of
+                the vocabulary or leave nothing to draw.
             GateError: if the gates are not what `resolve_gates` takes, or the model is plain.
         """
         self._check(request)
         gates = self._gates_of(request)
         stop_ids = set(request.sampling.stop_token_ids)
-        if self.tokenizer is not None and not request.sampling.ignore_eos:
+        sampling = request.sampling
+        # A form may end with nothing but a document's end.
+        if self.tokenizer is not None and (not sampling.ignore_eos or sampling.structure):
             stop_ids.update(self.tokenizer.eos_ids)
+        rows = [
+            Row(request, i, gates.prompt, frozenset(stop_ids), gates.answer, self._matcher(request))
+            for i in range(request.n)
+        ]
         self._samples[request.id] = request.n
-        for index in range(request.n):
-            self._enqueue(Row(request, index, gates.prompt, frozenset(stop_ids), gates.answer))
+        for row in rows:
+            self._enqueue(row)
         return request.id
 
     def cancel(self, request_id: str) -> bool:
@@ -161,7 +177,7 @@ class EngineBase(ABC):
                 raise EngineError(
                     f"prompt token {token} is outside the vocabulary of 0 to {vocabulary - 1}"
                 )
-        total = len(request.prompt) + request.sampling.max_tokens
+        total = len(request.prompt) + request.sampling.places
         if total > self.max_seq_len:
             raise EngineError(
                 f"{len(request.prompt)} prompt tokens and max_tokens "
@@ -173,9 +189,37 @@ class EngineBase(ABC):
             )
         if request.sampling.stop and self.tokenizer is None:
             raise EngineError("stop strings need a tokenizer; use stop_token_ids")
+        self._check_shaping(request.sampling)
         if request.id in self._samples:
             raise EngineError(f"a request with the id {request.id!r} is under way")
         self._gates_of(request)
+
+    def _check_shaping(self, sampling: SamplingParams) -> None:
+        vocabulary = self.model.config.vocab_size
+        allowed = sampling.allowed_token_ids
+        for name, tokens in (("logit_bias", sampling.logit_bias), ("allowed_token_ids", allowed)):
+            for token in tokens or ():
+                if not isinstance(token, Integral) or not 0 <= token < vocabulary:
+                    raise EngineError(
+                        f"{name} has the token {token!r}, which is outside the vocabulary of 0 to "
+                        f"{vocabulary - 1}"
+                    )
+        ends = set(sampling.stop_token_ids)
+        if self.tokenizer is not None and not sampling.ignore_eos:
+            ends.update(self.tokenizer.eos_ids)
+        if allowed is not None and sampling.min_tokens and ends.issuperset(allowed):
+            raise EngineError(
+                f"allowed_token_ids {list(allowed)} are all ends of the completion, which "
+                f"min_tokens {sampling.min_tokens} forbids at first: no token could be drawn"
+            )
+        if sampling.structure is not None and self.tokenizer is None:
+            raise EngineError("a form of the answer needs a tokenizer; leave it out")
+
+    def _matcher(self, request: Request) -> Matcher | None:
+        structure = request.sampling.structure
+        if structure is None or self.grammars is None:
+            return None
+        return self.grammars.matcher(structure)
 
     def _gates_of(self, request: Request) -> PhaseGates:
         phases = resolve_gates(request.gates, self.model.config)

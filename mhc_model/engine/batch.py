@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mhc_model.engine.row import Row
 from mhc_model.engine.sampling import sample
+from mhc_model.engine.shaping import Shaped, Shaper
 
 
 class Wanted(NamedTuple):
@@ -25,13 +26,14 @@ class Wanted(NamedTuple):
     truncated: bool
     logprobs: bool
     top_logprobs: int
+    shaped: Shaped = Shaped()
 
 
 class Batch:
     """Slots 0 .. size - 1, of which some are empty; the tensors have a row for each."""
 
-    def __init__(self, size: int, n_gates: int, device: torch.device) -> None:
-        """All slots empty."""
+    def __init__(self, size: int, n_gates: int, device: torch.device, vocabulary: int = 0) -> None:
+        """All slots empty; a vocabulary is for rows that shape their logits."""
 
         def column(dtype: torch.dtype) -> Tensor:
             return torch.zeros(size, dtype=dtype, device=device)
@@ -43,8 +45,10 @@ class Batch:
         self.temperature = column(torch.float32)
         self.top_p = column(torch.float32)
         self.top_k = column(torch.int64)
+        self.min_p = column(torch.float32)
         self.seed = column(torch.int64)
         self.drawn = column(torch.int64)  # tokens drawn so far
+        self.shaper = Shaper(size, vocabulary, device)
 
     @property
     def size(self) -> int:
@@ -72,6 +76,8 @@ class Batch:
         self.temperature[slot] = sampling.temperature
         self.top_p[slot] = sampling.top_p
         self.top_k[slot] = sampling.top_k
+        self.min_p[slot] = sampling.min_p
+        self.shaper.put(row, slot)
         self.seed[slot] = row.seed
         self.drawn[slot] = 0
         self.live[slot] = 0
@@ -101,15 +107,25 @@ class Batch:
         drawn = [p for p in each if p.temperature > 0.0]
         return Wanted(
             sampled=bool(drawn),
-            truncated=any(p.top_k or p.top_p < 1.0 for p in drawn),
+            truncated=any(p.top_k or p.top_p < 1.0 or p.min_p for p in drawn),
             logprobs=any(p.logprobs for p in each),
             top_logprobs=max((p.top_logprobs for p in each if p.logprobs), default=0),
+            shaped=Shaped.of(rows),
         )
+
+    def constrain(self, rows: Sequence[Row]) -> None:
+        """Before a token is drawn for rows: reads what their grammars allow."""
+        self.shaper.constrain(rows, self.high)
+
+    @property
+    def state(self) -> list[Tensor]:
+        """What `draw` changes."""
+        return [self.tokens, self.drawn, *self.shaper.state()]
 
     def draw(self, logits: Tensor, slots: slice | Tensor, wanted: Wanted) -> Drawn:
         """The next token of the rows in `slots`, from logits (r, v); live rows count it."""
         tokens = sample(
-            logits,
+            self.shaper.apply(logits, slots, self.drawn[slots], wanted.shaped),
             self.temperature[slots],
             self.top_k[slots],
             self.top_p[slots],
@@ -117,8 +133,11 @@ class Batch:
             self.drawn[slots],
             greedy=not wanted.sampled,
             truncated=wanted.truncated,
+            min_p=self.min_p[slots],
         )
         self.tokens[slots] = tokens
+        if wanted.shaped.penalised:
+            self.shaper.count(slots, tokens, self.live[slots])
         self.drawn[slots] += self.live[slots]
         return Drawn(tokens, *score(logits, tokens, wanted))
 
@@ -126,7 +145,8 @@ class Batch:
         if self.gates is not None:
             yield self.gates
         yield from (self.tokens, self.live, self.temperature, self.top_p)
-        yield from (self.top_k, self.seed, self.drawn)
+        yield from (self.top_k, self.min_p, self.seed, self.drawn)
+        yield from self.shaper.columns()
 
 
 class Drawn(NamedTuple):

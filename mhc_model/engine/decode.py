@@ -83,7 +83,7 @@ class DecodeStep:
     def _record(
         self, run: Callable[[], Drawn], lengths: Tensor
     ) -> tuple[torch.cuda.CUDAGraph, Drawn]:
-        state = (lengths, self._batch.tokens, self._batch.drawn)
+        state = (lengths, *self._batch.state)
         before = [value.clone() for value in state]
         aside = torch.cuda.Stream()
         aside.wait_stream(torch.cuda.current_stream())

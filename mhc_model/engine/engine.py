@@ -95,7 +95,7 @@ class Engine(EngineBase):
             model.config, max_batch, max_seq_len, kv_cache_bytes, self.device, dtype
         )
         self._prefixes = PrefixCache(prefix_cache_bytes)
-        self._batch = Batch(max_batch, model.config.n_gates, self.device)
+        self._batch = Batch(max_batch, model.config.n_gates, self.device, model.config.vocab_size)
         if cuda_graphs and self.device.type != "cuda":
             raise EngineError(f"cuda_graphs needs a model on a GPU; it is on {self.device}")
         self._decode_step = DecodeStep(model, self._batch, records=cuda_graphs)
@@ -205,6 +205,7 @@ class Engine(EngineBase):
         """One token for every row."""
         batch = self._batch
         width = max(row.length for row in rows) + 1
+        batch.constrain(rows)
         drawn = self._decode_step(self._arena.cache, batch.high, width, batch.wanted(rows))
         self._append(rows, drawn, [row.slot or 0 for row in rows])
 
@@ -261,6 +262,7 @@ class Engine(EngineBase):
             self._batch.answer(row)
         self._batch.live[slots] = 1
         if any(row.request.sampling.max_tokens for row in rows):
+            self._batch.constrain(rows)
             drawn = self._batch.draw(self.model.logits(last), slots, self._batch.wanted(rows))
             self._append(rows, drawn, list(range(len(rows))))
 

@@ -69,6 +69,7 @@ def score_prompts(
     if not places:
         return
     wanted = Wanted(False, False, True, max(row.request.sampling.top_logprobs for row in owners))
+    ranked = any(row.request.sampling.prompt_ranks for row in owners)
     where = torch.tensor(places, device=hidden.device)
     tokens = torch.tensor(targets, device=hidden.device)
     for start in range(0, len(places), LOGIT_POSITIONS):
@@ -80,6 +81,11 @@ def score_prompts(
         for row, value, pairs in zip(owners[part], logprobs.tolist(), likeliest, strict=True):
             row.prompt_logprobs.append(value)
             row.prompt_top.append(tuple(pairs[: row.request.sampling.top_logprobs]))
+        if ranked:
+            chosen = logits.gather(-1, tokens[part, None])
+            ranks = (logits >= chosen).sum(dim=-1).tolist()
+            for row, rank in zip(owners[part], ranks, strict=True):
+                row.prompt_ranks.append(rank)
 
 
 def _pairs(logprobs: Tensor, ids: Tensor) -> list[list[tuple[int, float]]]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Literal
 
 from mhc_model.config import MAX_TOP_LOGPROBS
+from mhc_model.engine.grammar import Structure
 from mhc_model.errors import EngineError
 from mhc_model.gates import RequestGates
 
@@ -17,6 +18,7 @@ FinishReason = Literal["stop", "length", "cancelled"]
 Alternatives = tuple[tuple[int, float], ...]
 """The likeliest tokens of one position, each with its log-probability, likeliest first."""
 
+_PENALTIES = ("presence_penalty", "frequency_penalty", "repetition_penalty")
 _ids = itertools.count()
 
 
@@ -27,8 +29,19 @@ class SamplingParams:
     Attributes:
         max_tokens: most tokens to generate, at least 1; 0 is allowed with `prompt_logprobs_from`.
         temperature: >= 0; 0 is greedy.
-        top_p: in (0, 1]; see `mhc_model.sampling.sample`.
+        top_p: in (0, 1]; see `mhc_model.engine.sampling.sample`.
         top_k: >= 0; 0 keeps all tokens.
+        min_p: in [0, 1]; tokens whose probability is below this share of the likeliest one's are
+            left out. 0 keeps all.
+        presence_penalty: in [-2, 2]; taken from the logits of tokens that were generated.
+        frequency_penalty: in [-2, 2]; taken from them for each time.
+        repetition_penalty: in [0.01, 100]; logits of tokens of the prompt and of generated ones are
+            divided by it where positive, else multiplied. 1 changes nothing.
+        logit_bias: token id -> number in [-100, 100] added to its logit.
+        allowed_token_ids: none but these are drawn; None: all may be.
+        min_tokens: tokens before the document's end or a stop id can be drawn or a stop string end
+            the completion; at most max_tokens.
+        structure: the form that the text must have; None: any.
         seed: any 63-bit non-negative integer; the same request and seed give the same tokens.
         stop: strings at which the completion ends; they are not part of it.
         stop_token_ids: token ids at which it ends, besides the tokenizer's end-of-document token.
@@ -39,6 +52,7 @@ class SamplingParams:
             they need `logprobs` or `prompt_logprobs_from`.
         prompt_logprobs_from: position in the prompt from which its tokens' log-probabilities are
             kept; 0 keeps all, None none. What lies before it may come from the prefix cache.
+        prompt_ranks: keep their ranks among all tokens too.
     """
 
     max_tokens: int = 128
@@ -52,16 +66,25 @@ class SamplingParams:
     logprobs: bool = False
     top_logprobs: int = 0
     prompt_logprobs_from: int | None = None
+    prompt_ranks: bool = False
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: Mapping[int, float] | None = None
+    allowed_token_ids: tuple[int, ...] | None = None
+    min_tokens: int = 0
+    structure: Structure | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.stop, str) or not all(isinstance(s, str) and s for s in self.stop):
             raise EngineError(f"stop is {self.stop!r}; it must be a tuple of non-empty strings")
         scores_prompt = self.prompt_logprobs_from is not None
-        whole = ["max_tokens", "top_k", "seed", "top_logprobs"]
+        whole = ["max_tokens", "top_k", "seed", "top_logprobs", "min_tokens"]
         whole += ["prompt_logprobs_from"] if scores_prompt else []
         for names, kind, words in (
             (whole, Integral, "a whole number"),
-            (["temperature", "top_p"], Real, "a number"),
+            (["temperature", "top_p", "min_p", *_PENALTIES], Real, "a number"),
         ):
             for name in names:
                 value = getattr(self, name)
@@ -74,6 +97,11 @@ class SamplingParams:
             ("top_p", 0.0 < self.top_p <= 1.0, "above 0 and at most 1"),
             ("top_k", self.top_k >= 0, "at least 0 (0 keeps all tokens)"),
             ("seed", 0 <= self.seed < 1 << 63, "at least 0 and below 2**63"),
+            ("min_p", 0.0 <= self.min_p <= 1.0, "0 to 1"),
+            ("presence_penalty", -2.0 <= self.presence_penalty <= 2.0, "-2 to 2"),
+            ("frequency_penalty", -2.0 <= self.frequency_penalty <= 2.0, "-2 to 2"),
+            ("repetition_penalty", 0.01 <= self.repetition_penalty <= 100.0, "0.01 to 100"),
+            ("min_tokens", 0 <= self.min_tokens <= self.max_tokens, "0 to max_tokens"),
             ("top_logprobs", 0 <= self.top_logprobs <= MAX_TOP_LOGPROBS, "0 to 20"),
             ("prompt_logprobs_from", (self.prompt_logprobs_from or 0) >= 0, "at least 0"),
         )
@@ -84,6 +112,29 @@ class SamplingParams:
             raise EngineError(
                 f"top_logprobs is {self.top_logprobs}; it needs logprobs or prompt_logprobs_from"
             )
+        for token, bias in (self.logit_bias or {}).items():
+            if not isinstance(bias, Real) or not -100.0 <= bias <= 100.0:
+                raise EngineError(
+                    f"logit_bias of token {token} is {bias!r}; it must be -100 to 100"
+                )
+        if self.allowed_token_ids is not None and not self.allowed_token_ids:
+            raise EngineError(
+                "allowed_token_ids are empty: no token could be drawn; leave them out"
+            )
+        if self.structure is not None and self.allowed_token_ids is not None:
+            raise EngineError(
+                "allowed_token_ids and a form of the answer may leave no token to draw; give one"
+            )
+
+    @property
+    def places(self) -> int:
+        """Places of the context that an answer may take.
+
+        The last token of an answer is never fed, yet it has its place, as in other engines. Only
+        the one token after a prompt that is scored has none: the prompt may fill the context.
+        """
+        scores = self.prompt_logprobs_from is not None
+        return 0 if scores and self.max_tokens == 1 else self.max_tokens
 
 
 @dataclass(frozen=True)
@@ -125,10 +176,13 @@ class PromptLogprobs:
     Attributes:
         logprobs: one a token; None for the prompt's first token, which nothing precedes.
         top: the likeliest tokens at each of these positions, where asked for; else empty.
+        ranks: how many tokens are at least as likely as each one, itself included, where asked
+            for; else empty.
     """
 
     logprobs: tuple[float | None, ...]
     top: tuple[Alternatives, ...]
+    ranks: tuple[int | None, ...] = ()
 
 
 @dataclass(frozen=True)

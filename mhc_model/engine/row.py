@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mhc_model.engine.grammar import Matcher
 from mhc_model.engine.request import (
     Alternatives,
     Completion,
@@ -41,11 +42,13 @@ class GeneratedText:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._decoded = 0  # bytes that the decoder has been given
 
-    def push(self, token: bytes) -> bool:
+    def push(self, token: bytes, may_stop: bool = True) -> bool:
         """Takes the bytes of the next token; whether a stop string is complete with it."""
         searched = len(self._bytes)
         self._bytes += token
         self.ends.append(len(self._bytes))
+        if not may_stop:
+            return False
         # A new match ends inside the new bytes, so it begins at most its length before them.
         found = [self._bytes.find(stop, max(0, searched - len(stop) + 1)) for stop in self._stops]
         starts = [start for start in found if start >= 0]
@@ -95,6 +98,7 @@ class Row:
         stop_ids: token ids that end it.
         blocks: names of the prompt's whole blocks in the prefix cache.
         slot: row of the cache and of the batch; None while it waits.
+        matcher: follows the form of its answer; None for any.
         filled: tokens of the prompt whose keys and values are in the cache.
         cached: those of them that came from the prefix cache.
     """
@@ -106,6 +110,7 @@ class Row:
         gates: Tensor | None,
         stop_ids: frozenset[int],
         answer_gates: Tensor | None = None,
+        matcher: Matcher | None = None,
     ) -> None:
         sampling = request.sampling
         self.request = request
@@ -113,6 +118,7 @@ class Row:
         self.gates = gates
         self.answer_gates = gates if answer_gates is None else answer_gates
         self.stop_ids = stop_ids
+        self.matcher = matcher
         self.seed = (sampling.seed + index * _SEED_STEP) & ((1 << 63) - 1)
         self.prompt = list(request.prompt)
         self.blocks: list[bytes] = []
@@ -124,9 +130,11 @@ class Row:
         self.top_logprobs: list[Alternatives] = []
         self.prompt_logprobs: list[float | None] = []
         self.prompt_top: list[Alternatives] = []
+        self.prompt_ranks: list[int | None] = []
         if sampling.prompt_logprobs_from == 0:  # nothing precedes the first token
             self.prompt_logprobs.append(None)
             self.prompt_top.append(())
+            self.prompt_ranks.append(None)
         self.added = time.perf_counter()
         self.started: float | None = None
         self.first_token: float | None = None
@@ -138,7 +146,7 @@ class Row:
     @property
     def need(self) -> int:
         """Positions of the cache that it may come to fill."""
-        return len(self.prompt) + self.request.sampling.max_tokens
+        return len(self.prompt) + self.request.sampling.places
 
     @property
     def length(self) -> int:
@@ -151,6 +159,8 @@ class Row:
 
     def append(self, token: int, now: float) -> None:
         self.tokens.append(token)
+        if self.matcher is not None:
+            self.matcher.take(token)
         if self.first_token is None:
             self.first_token = now
 
@@ -163,9 +173,11 @@ class Row:
             self._stopped_by_id = True
             return "stop"
         if tokenizer is not None and self._text is not None:
-            stopped = self._text.push(tokenizer.token_bytes(token))
-            if stopped:
+            may_stop = len(self.tokens) > self.request.sampling.min_tokens
+            if self._text.push(tokenizer.token_bytes(token), may_stop):
                 return "stop"
+        if self.matcher is not None and self.matcher.over:
+            return "length" if self.matcher.failed else "stop"
         if len(self.tokens) >= self.request.sampling.max_tokens:
             return "length"
         return None
@@ -243,4 +255,5 @@ class Row:
         if self.request.sampling.prompt_logprobs_from is None:
             return None
         top = self.prompt_top if self.request.sampling.top_logprobs else ()
-        return PromptLogprobs(tuple(self.prompt_logprobs), tuple(top))
+        ranks = self.prompt_ranks if self.request.sampling.prompt_ranks else ()
+        return PromptLogprobs(tuple(self.prompt_logprobs), tuple(top), tuple(ranks))

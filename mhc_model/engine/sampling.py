@@ -1,4 +1,4 @@
-"""Batched sampling: each row has its own temperature, top-k, top-p and seed.
+"""Batched sampling: each row has its own temperature, min-p, top-k, top-p and seed.
 
 Random numbers come from a counter, not from a generator's state: token i of a request with seed s
 is drawn with a number that depends on (s, i) alone. So a request gives the same tokens whoever
@@ -25,6 +25,7 @@ def sample(
     *,
     greedy: bool | None = None,
     truncated: bool | None = None,
+    min_p: Tensor | None = None,
 ) -> Tensor:
     """Draws one token a row.
 
@@ -37,7 +38,9 @@ def sample(
         seed: (b,) int64.
         index: (b,) int64, how many tokens the row has drawn so far.
         greedy: whether all temperatures are 0; None looks, which waits for a GPU.
-        truncated: whether some row has a top_k or top_p; None looks.
+        truncated: whether some row has a top_k, top_p or min_p; None looks.
+        min_p: (b,) float32 in [0, 1]; leaves out tokens whose probability (at this temperature) is
+            below this share of the likeliest one's, before top_k and top_p. None: no row has one.
 
     Returns:
         (b,) int64 token ids.
@@ -48,8 +51,9 @@ def sample(
     scaled = logits / temperature.clamp(min=1e-6)[:, None]
     if truncated is None:
         truncated = bool((top_k > 0).any()) or bool((top_p < 1.0).any())
+        truncated = truncated or (min_p is not None and bool((min_p > 0).any()))
     if truncated:
-        scaled = _truncate(scaled, top_k, top_p)
+        scaled = _truncate(scaled, top_k, top_p, min_p)
     # The number falls into one token's share of the cumulated distribution.
     shares = scaled.double().softmax(dim=-1).cumsum(dim=-1)
     number = counter_uniform(seed, index, 1) * shares[:, -1:]
@@ -58,9 +62,12 @@ def sample(
     return torch.where(temperature == 0.0, likeliest, drawn)
 
 
-def _truncate(scaled: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
-    """(b, v) logits with -inf outside of top-k and top-p."""
+def _truncate(scaled: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor | None) -> Tensor:
+    """(b, v) logits with -inf outside of min-p, top-k and top-p."""
     v = scaled.shape[-1]
+    if min_p is not None:
+        least = scaled.amax(dim=-1) + min_p.log()
+        scaled = scaled.masked_fill(scaled < least[:, None], -torch.inf)
     values, order = scaled.sort(dim=-1, descending=True)
     rank = torch.arange(v, device=scaled.device)
     limit = torch.where(top_k == 0, v, top_k)[:, None]

@@ -14,6 +14,7 @@ A request's gates are `SamplingParams(extra_args={"gates": ...})`, over HTTP
     model.py        the decoder around vLLM's attention
     worker.py       gates on their way into a forward pass: the runner V1, on a CPU
     model_state.py  the same for the runner V2, on a GPU
+    sampling.py     a sample's parameters in vLLM's terms
     engine.py       `VLLMEngine`, the interface of `mhc_model.Engine`
 
 Only `register` and `engine` are for others. May import vLLM, and of ours the ground, decoder,

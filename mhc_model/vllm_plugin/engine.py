@@ -22,7 +22,6 @@ from vllm.engine.arg_utils import EngineArgs
 from vllm.inputs.engine import tokens_input
 from vllm.outputs import RequestOutput
 from vllm.platforms import current_platform
-from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.llm_engine import LLMEngine
 from vllm.v1.executor import Executor
 
@@ -46,10 +45,10 @@ from mhc_model.engine import (
 )
 from mhc_model.errors import ConfigError, EngineError
 from mhc_model.huggingface import MHCGatesConfig
-from mhc_model.tokenizer import Tokenizer
+from mhc_model.tokenizer import FAST_FILE, Tokenizer
 from mhc_model.vllm_plugin import register
-from mhc_model.vllm_plugin.admission import GATES
 from mhc_model.vllm_plugin.model import paged_head_dim
+from mhc_model.vllm_plugin.sampling import sampling_of
 
 # Tokens of a page of the cache: what vLLM's attention on a CPU wants, and the usual one on a GPU.
 CPU_BLOCK, GPU_BLOCK = 32, 16
@@ -199,10 +198,13 @@ class VLLMEngine(EngineBase):
 
     def _enqueue(self, row: Row) -> None:
         name = str(next(self._names))
+        try:
+            inner = self._engine.add_request(name, tokens_input(row.prompt), sampling_of(row))
+        except ValueError as error:  # vLLM refuses some forms of answers that llguidance has
+            self._samples.pop(row.request.id, None)
+            raise EngineError(f"vLLM refuses the request: {error}") from error
         self._rows[name] = row
-        self._inner[row] = self._engine.add_request(
-            name, tokens_input(row.prompt), sampling_of(row)
-        )
+        self._inner[row] = inner
 
     def _release(self, row: Row) -> None:
         inner = self._inner.pop(row)
@@ -267,7 +269,9 @@ def start(directory: Path, *, dtype: torch.dtype, context: int, **arguments: Any
     try:
         config = EngineArgs(
             model=str(directory),
-            skip_tokenizer_init=True,
+            # Prompts come as tokens and text is ours; vLLM needs its own for forms of answers.
+            skip_tokenizer_init=not (directory / FAST_FILE).exists(),
+            structured_outputs_config={"backend": "guidance"},
             generation_config="vllm",
             dtype=str(dtype).removeprefix("torch."),
             # One more than fits: vLLM generates a token also where only the prompt is scored.
@@ -310,34 +314,6 @@ def cache_bytes(config: ModelConfig, rows: int, length: int, dtype: torch.dtype)
     return 2 * config.n_layers * width * dtype.itemsize * pages * block
 
 
-def sampling_of(row: Row) -> vllm.SamplingParams:
-    """A sample's parameters in vLLM's terms; text and stop strings are ours."""
-    sampling = row.request.sampling
-    scores_prompt = sampling.prompt_logprobs_from is not None
-    return vllm.SamplingParams(
-        max_tokens=max(1, sampling.max_tokens),
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        top_k=sampling.top_k,
-        seed=row.seed,
-        stop_token_ids=sorted(row.stop_ids),
-        ignore_eos=True,  # the ends of a document are among the stop ids
-        logprobs=sampling.top_logprobs if sampling.logprobs else None,
-        prompt_logprobs=sampling.top_logprobs if scores_prompt else None,
-        detokenize=False,
-        output_kind=RequestOutputKind.DELTA,
-        extra_args=_extra(row),
-    )
-
-
-def _extra(row: Row) -> dict[str, Any] | None:
-    if row.gates is None or row.answer_gates is None:
-        return None
-    if not row.changes_gates:
-        return {GATES: row.gates.tolist()}
-    return {GATES: {"prompt": row.gates.tolist(), "answer": row.answer_gates.tolist()}}
-
-
 def _take_logprobs(row: Row, entries: Any, token: int) -> None:
     row.logprobs.append(entries[token].logprob)
     if row.request.sampling.top_logprobs:
@@ -350,6 +326,7 @@ def _take_prompt_logprobs(row: Row, positions: Sequence[Any]) -> None:
     for token, entries in zip(row.prompt[first:], positions[first:], strict=True):
         row.prompt_logprobs.append(entries[token].logprob)
         row.prompt_top.append(_likeliest(entries, sampling.top_logprobs))
+        row.prompt_ranks.append(entries[token].rank)
 
 
 def _likeliest(entries: Any, count: int) -> Alternatives:

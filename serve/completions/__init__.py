@@ -5,10 +5,13 @@ response or a stream of events. May import mhc_model, errors and monitoring.
 
 A request's way:
 
-    schemas.py        bodies and responses of completions; what all bodies have in common
+    fields.py         kinds of fields, and what all bodies have in common
+    schemas.py        bodies and responses of completions
+    structures.py     the form that an answer is to have
     chat_schemas.py   those of chat completions
     chat_template.py  from a conversation to a prompt
     template_environment.py  what templates run in, and a process to try them in
+    stand_ins.py      what a caller wrote, kept from becoming control tokens
     gates.py          gates of a body: their forms, the numbers behind them, where these come from
     prepare.py        from a body to the engine's requests: tokens, gates, sampling
     batcher.py        the thread that drives the engine for all callers
@@ -20,8 +23,9 @@ A request's way:
 
 from serve.completions.batcher import SHUTTING_DOWN, Batcher, post_to_loop
 from serve.completions.calls import EngineCall, on_disconnect
-from serve.completions.chat_schemas import ChatRequest, ChatResponse
+from serve.completions.chat_schemas import ChatFields, ChatRequest, ChatResponse
 from serve.completions.chat_template import ChatTemplate
+from serve.completions.fields import Body, TokenIds
 from serve.completions.gates import (
     GATES_FORMS,
     BehaviourCard,
@@ -39,13 +43,13 @@ from serve.completions.responses import (
     ResponseWriter,
 )
 from serve.completions.schemas import (
-    Body,
     CompletionRequest,
     CompletionResponse,
     Health,
     ModelCard,
     ModelList,
     Ready,
+    Version,
 )
 from serve.completions.streaming import EventStream
 
@@ -55,6 +59,7 @@ __all__ = [
     "Batcher",
     "BehaviourCard",
     "Body",
+    "ChatFields",
     "ChatRequest",
     "ChatResponse",
     "ChatTemplate",
@@ -75,7 +80,9 @@ __all__ = [
     "Preparer",
     "Ready",
     "ResponseWriter",
+    "TokenIds",
     "TokenNames",
+    "Version",
     "behaviour_cards",
     "on_disconnect",
     "post_to_loop",

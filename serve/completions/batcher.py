@@ -1,11 +1,12 @@
 """One thread that drives the engine, so that concurrent HTTP calls share one running batch.
 
 Whoever holds a future waits on it and never blocks the thread; the thread owns the engine, so
-nothing else may call it: `run` is how others do. Four rules keep callers safe:
+nothing else may call it: `run` is how others do. Five rules keep callers safe:
 
 - a call's samples are accepted together or refused together
 - cancelling the future frees the call's rows at the next step
 - if the engine fails, every future gets the error, and later calls are refused: nobody hangs
+- an engine whose step does not end counts as failed, so that somebody replaces it
 - closing finishes what was accepted, up to a limit; from then on calls are refused
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -33,6 +35,7 @@ Event = Delta | Completion
 LOAD_INTERVAL_S = 0.1
 # A step that is under way when the time to finish is over still has to end.
 STEP_S = 10.0
+_REPLACED = "the replica is being replaced"
 SHUTTING_DOWN = "the server is shutting down; try again, another replica will answer"
 
 
@@ -121,6 +124,7 @@ class Batcher:
         engine: EngineBase,
         max_queue: int,
         on_load: Callable[[EngineStats, int], None] | None = None,
+        stall_s: float = math.inf,
     ) -> None:
         """Starts the thread.
 
@@ -128,11 +132,14 @@ class Batcher:
             engine: owned by the thread from now on.
             max_queue: samples that may wait besides the `engine.max_batch` that have a row.
             on_load: hears of the load as `serve.monitoring.Observer.load` says.
+            stall_s: seconds that a step, or a function of `run`, may take.
         """
         self._engine = engine
         self._capacity = engine.max_batch + max_queue
         self._on_load = on_load
         self._load_told = 0.0
+        self._stall_s = stall_s
+        self._busy_since: float | None = None  # time.monotonic(); None while it waits for work
         # None: look at _cancelled and _close_at
         self._inbox: SimpleQueue[_Call | _Job | None] = SimpleQueue()
         self._calls: dict[str, _Call] = {}  # by request id; the thread's own
@@ -151,15 +158,20 @@ class Batcher:
 
     @property
     def failure(self) -> str | None:
-        """Why the engine no longer runs; None while it does."""
-        return self._failure
+        """Why the engine does not run; None while it does, and again if a step ends after all."""
+        failure, since = self._failure, self._busy_since
+        if failure is None and not self._thread.is_alive() and self._close_at is None:
+            return f"the engine's thread has ended; {_REPLACED}"
+        if failure is None and since is not None and time.monotonic() - since > self._stall_s:
+            return f"no step of the engine has ended for {self._stall_s:g} s; {_REPLACED}"
+        return failure
 
     @property
     def refusal(self) -> str | None:
         """Why no call would be accepted now; None if one sample would."""
         with self._lock:
-            if self._failure is not None or self._close_at is not None:
-                return self._failure or SHUTTING_DOWN
+            if self.failure is not None or self._close_at is not None:
+                return self.failure or SHUTTING_DOWN
             if self._pending >= self._capacity:
                 return f"the server holds {self._capacity} samples and takes no more now"
             return None
@@ -233,12 +245,14 @@ class Batcher:
             at = time.monotonic() + drain_s
             self._close_at = at if self._close_at is None else min(at, self._close_at)
         self._inbox.put(None)
+        if self._failure is None and self.failure is not None:
+            return  # a step that has not ended for so long will not now
         self._thread.join(drain_s + STEP_S)
 
     def _accept(self, item: _Call | _Job, samples: int) -> None:
         with self._lock:
-            if self._failure is not None or self._close_at is not None:
-                raise unavailable(self._failure or SHUTTING_DOWN)
+            if self.failure is not None or self._close_at is not None:
+                raise unavailable(self.failure or SHUTTING_DOWN)
             if self._pending + samples > self._capacity:
                 raise overloaded(self._capacity)
             self._pending += samples
@@ -253,7 +267,7 @@ class Batcher:
                     self._step()
         except Exception as error:  # the end of the thread: every waiting caller must hear of it
             logger.exception("the engine failed")
-            reason = f"the engine failed ({type(error).__name__}); the replica is being replaced"
+            reason = f"the engine failed ({type(error).__name__}); {_REPLACED}"
         self._fail_all(reason)
 
     def _is_over(self) -> bool:
@@ -264,6 +278,7 @@ class Batcher:
         return idle or time.monotonic() >= close_at
 
     def _step(self) -> None:
+        self._busy_since = time.monotonic()
         completions = self._engine.step()
         events: list[Event] = [*self._engine.take_deltas(), *completions]
         gained: dict[_Call, list[Event]] = {}
@@ -308,7 +323,10 @@ class Batcher:
         wait = not self._engine.has_work
         try:
             while True:
+                if wait:
+                    self._busy_since = None
                 item = self._inbox.get(block=wait)
+                self._busy_since = time.monotonic()
                 wait = False
                 if isinstance(item, _Job):
                     item.run(self._engine)

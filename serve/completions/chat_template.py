@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import re
-import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2 import TemplateError
 
 from mhc_model.errors import CheckpointError, ConfigError
 from mhc_model.tokenizer import CONFIG_FILE, TEMPLATE_FILE, Tokenizer
 from mhc_model.untrusted import MAX_TOKENIZER, read_file, read_object
+from serve.completions.stand_ins import StandIns
 from serve.completions.template_environment import (
     FAULTS,
     OVERRUNS,
@@ -36,6 +35,40 @@ DEFAULT_TEMPLATE = """\
 DEFAULT_STOP = "Question:"
 
 
+class ChatOptions(NamedTuple):
+    """What a template gets beside the messages; the names and defaults are transformers'.
+
+    Attributes:
+        add_generation_prompt: end with what comes before an answer.
+        continue_final_message: end within the last message, for the answer to go on with it.
+        add_special_tokens: put what the model's texts begin with before a prompt that the template
+            begins with something else; None does so too.
+        tools: that the template may describe.
+        documents: that it may quote.
+        variables: further names, from `chat_template_kwargs`.
+    """
+
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    add_special_tokens: bool | None = None
+    tools: Sequence[Mapping[str, Any]] | None = None
+    documents: Sequence[Mapping[str, Any]] | None = None
+    variables: Mapping[str, Any] = {}
+
+
+class ChatPrompt(NamedTuple):
+    """A conversation as a prompt.
+
+    Attributes:
+        tokens: its ids.
+        opens_text: it ends in the middle of a line of text, such as `Answer:`: the space with
+            which an answer goes on belongs to the template, not to the answer.
+    """
+
+    tokens: list[int]
+    opens_text: bool
+
+
 class ChatTemplate:
     """Renders messages to token ids. Safe to share between threads."""
 
@@ -43,8 +76,9 @@ class ChatTemplate:
         """Compiles a template.
 
         Args:
-            source: of the template; gets `messages`, `add_generation_prompt`, `bos_token`,
-                `eos_token`, and the functions `raise_exception` and `strftime_now`.
+            source: of the template; gets `messages`, `add_generation_prompt`, `tools`,
+                `documents`, `bos_token`, `eos_token`, and the functions `raise_exception` and
+                `strftime_now`.
             stop: strings at which an answer ends, besides the request's.
 
         Raises:
@@ -53,8 +87,7 @@ class ChatTemplate:
         self.stop = tuple(stop)
         fault = None
         if source != DEFAULT_TEMPLATE:
-            variables = {"add_generation_prompt": True, "bos_token": "", "eos_token": ""}
-            fault = try_template(source, variables)
+            fault = try_template(source, _variables(ChatOptions(), {}, "", ""))
         if fault is not None:
             raise ConfigError(f"the chat template does not render a user message: {fault}")
         self._template = make_environment().from_string(source)
@@ -93,56 +126,106 @@ class ChatTemplate:
         return cls(DEFAULT_TEMPLATE, [DEFAULT_STOP])
 
     def encode(self, messages: Sequence[dict[str, Any]], tokenizer: Tokenizer) -> list[int]:
-        """Token ids of a prompt for the next answer.
+        """Token ids of a prompt for the next answer; see `prompt`."""
+        return self.prompt(messages, tokenizer).tokens
+
+    def prompt(
+        self,
+        messages: Sequence[dict[str, Any]],
+        tokenizer: Tokenizer,
+        options: ChatOptions | None = None,
+    ) -> ChatPrompt:
+        """The prompt for the next answer, or for the rest of the last message.
 
         What the model's texts begin with begins it, whether the template writes it or not. Names of
-        special tokens that the template writes are these tokens; in a message they are text like
-        any other.
+        special tokens that the template writes are these tokens; in whatever the caller wrote they
+        are text like any other, and so are parts of them that the template puts together.
 
         Args:
-            messages: each with `role` and `content`.
+            messages: each with `role`, which is trusted, and `content`.
             tokenizer: of the model.
+            options: see `ChatOptions`; None: the defaults.
 
         Raises:
             jinja2.TemplateError: if the template refuses the messages.
             DataError: as `Tokenizer.encode`.
         """
+        options = ChatOptions() if options is None else options
         special = tokenizer.special_tokens
-        # No message can hold a number drawn after it was written.
-        stand_ins = {name: f"\ue000{secrets.token_hex(16)}\ue000" for name in special}
-        names = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or "$^")
-
-        def hide(text: str) -> str:
-            return names.sub(lambda found: stand_ins[found[0]], text)
-
-        hidden = [{**message, "content": hide(message["content"])} for message in messages]
+        stand_ins = StandIns(special)
+        hidden = [
+            {key: value if key == "role" else stand_ins.hide(value) for key, value in each.items()}
+            for each in messages
+        ]
+        end = stand_ins.add("")
+        if options.continue_final_message:
+            hidden[-1]["content"] += end + " "
         of_ids = {token: name for name, token in special.items()}
         bos = "" if tokenizer.bos_id is None else of_ids.get(tokenizer.bos_id, "")
-        rendered = self._render(hidden, bos, of_ids.get(tokenizer.eos_id, ""))
+        eos = of_ids.get(tokenizer.eos_id, "")
+        given = {
+            "tools": stand_ins.hide(options.tools),
+            "documents": stand_ins.hide(options.documents),
+            **stand_ins.hide(dict(options.variables)),
+        }
+        rendered = self._render(hidden, options, given, bos, eos)
+        if options.continue_final_message:
+            rendered = _up_to(rendered, end)
         ids: list[int] = []
-        if tokenizer.bos_id is not None and not rendered.startswith(bos or "\0"):
-            ids.append(tokenizer.bos_id)
-        position = 0
-        for found in (*names.finditer(rendered), None):
-            text = rendered[position : found.start() if found else None]
-            for name, stand_in in stand_ins.items():
-                text = text.replace(stand_in, name)
+        begins = tokenizer.bos_id is not None and options.add_special_tokens is not False
+        if begins and not rendered.startswith(bos or "\0"):
+            ids.append(tokenizer.bos_id)  # type: ignore[arg-type]  # `begins` says it is there
+        text = rendered
+        for text, name in stand_ins.split(rendered):
             ids += tokenizer.encode(text)
-            if found:
-                ids.append(special[found[0]])
-                position = found.end()
-        return ids
+            if name is not None:
+                ids.append(special[name])
+        opens = options.add_generation_prompt and not options.continue_final_message
+        return ChatPrompt(ids, opens and text != "" and not text[-1].isspace())
 
-    def _render(self, messages: Sequence[dict[str, Any]], bos: str, eos: str) -> str:
+    def _render(
+        self,
+        messages: Sequence[dict[str, Any]],
+        options: ChatOptions,
+        given: Mapping[str, Any],
+        bos: str,
+        eos: str,
+    ) -> str:
+        variables = _variables(options, given, bos, eos)
         with limited_time():
             try:
-                return self._template.render(
-                    messages=messages, add_generation_prompt=True, bos_token=bos, eos_token=eos
-                )
+                return self._template.render(variables, messages=messages)
             except TemplateError:
                 raise
             except (*FAULTS, *OVERRUNS) as error:
-                raise TemplateError(f"the chat template fails: {error}") from None
+                said = f"{type(error).__name__}: {error}"
+                raise TemplateError(f"the chat template fails: {said}") from None
+
+
+def _variables(
+    options: ChatOptions, given: Mapping[str, Any], bos: str, eos: str
+) -> dict[str, Any]:
+    """What a template gets beside the messages."""
+    return {
+        "tools": None,
+        "documents": None,
+        **given,
+        "add_generation_prompt": options.add_generation_prompt,
+        "bos_token": bos,
+        "eos_token": eos,
+    }
+
+
+def _up_to(rendered: str, end: str) -> str:
+    """What the template writes up to the end of the last message, as transformers cuts it."""
+    place = rendered.rfind(end)
+    if place < 0:
+        raise TemplateError(
+            "continue_final_message is true, and the template does not write the last message's "
+            "content"
+        )
+    kept = rendered[:place]
+    return kept if rendered.startswith(end + " ", place) else kept.rstrip()
 
 
 def _read(path: Path) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import time
 import uuid
 from abc import ABC, abstractmethod
@@ -24,6 +26,8 @@ from serve.completions.schemas import (
     CompletionResponse,
     GenerationRequest,
     Logprobs,
+    PromptEntries,
+    PromptLogprob,
     PromptTokensDetails,
     Usage,
 )
@@ -57,6 +61,8 @@ class ResponseWriter(ABC):
 
     object: str
     chunk_object: str
+    ids_beside_choices = False
+    """Whether a prompt's token ids stand in the response, not in its choices."""
 
     def __init__(
         self, identity: ModelIdentity, body: GenerationRequest, prepared: Prepared
@@ -64,6 +70,9 @@ class ResponseWriter(ABC):
         self._identity = identity
         self._prepared = prepared
         self._n = body.n
+        self._best_of = body.samples
+        self._gives_ids = body.return_token_ids
+        self._prompt_logprobs = body.prompt_logprobs
         self._prompts = {request.id: i for i, request in enumerate(prepared.requests)}
         self._ended: list[Completion] = []
         self._begun: set[int] = set()
@@ -94,7 +103,7 @@ class ResponseWriter(ABC):
             **self._prepared.gates.common(),
             "usage": self._usage(),
         }
-        ordered = sorted(completions, key=self._index)
+        ordered = sorted(self._chosen(completions), key=self._index)
         return self._whole(envelope, ordered).model_dump_json().encode()
 
     def chunks(self, events: Sequence[Event]) -> str:
@@ -143,6 +152,52 @@ class ResponseWriter(ABC):
             prompt_tokens_details=PromptTokensDetails(cached_tokens=self.cached_tokens),
         )
 
+    def _chosen(self, completions: Sequence[Completion]) -> Sequence[Completion]:
+        """The n best samples of each prompt, the best first, where more than n were made."""
+        if self._best_of == self._n:
+            return completions
+        chosen = []
+        for request in self._prepared.requests:
+            own = [done for done in completions if done.request_id == request.id]
+            best = sorted(own, key=_mean_logprob, reverse=True)[: self._n]
+            chosen += [dataclasses.replace(done, index=i) for i, done in enumerate(best)]
+        return chosen
+
+    def _prompt_ids(self, index: int) -> list[int] | None:
+        """Of a choice's prompt, where asked for."""
+        if not self._gives_ids:
+            return None
+        return list(self._prepared.requests[index // self._n].prompt)
+
+    def _ids(self, gained: Completion | Delta) -> list[int] | None:
+        return list(gained.tokens) if self._gives_ids else None
+
+    def _scored(self, index: int, done: Completion) -> PromptEntries | None:
+        """`prompt_logprobs` of a choice."""
+        prompt, top = done.prompt_logprobs, self._prompt_logprobs
+        if prompt is None or top is None:
+            return None
+        tokens = self._prepared.requests[index // self._n].prompt
+        entries: PromptEntries = []
+        for place, (token, logprob) in enumerate(zip(tokens, prompt.logprobs, strict=True)):
+            if logprob is None:
+                entries.append(None)
+                continue
+            likeliest = prompt.top[place][:top] if prompt.top else ()
+            found: dict[int, tuple[float, int | None]] = {
+                other: (value, rank) for rank, (other, value) in enumerate(likeliest, start=1)
+            }
+            found[token] = (logprob, prompt.ranks[place] if prompt.ranks else None)
+            entries.append(
+                {
+                    other: PromptLogprob(
+                        logprob=value, rank=rank, decoded_token=self._identity.names.names[other]
+                    )
+                    for other, (value, rank) in found.items()
+                }
+            )
+        return entries
+
     def _index(self, event: Event) -> int:
         return self._prompts[event.request_id] * self._n + event.index
 
@@ -150,7 +205,10 @@ class ResponseWriter(ABC):
         return self._prepared.gates.numbers(index // self._n)
 
     def _chunk(self, choice: dict[str, Any]) -> str:
-        return f'{self._head}"choices": [{json.dumps(choice)}]{self._tail}'
+        more = ""
+        if "prompt_token_ids" in choice and self.ids_beside_choices:
+            more = f', "prompt_token_ids": {json.dumps(choice.pop("prompt_token_ids"))}'
+        return f'{self._head}"choices": [{json.dumps(choice)}]{more}{self._tail}'
 
     @abstractmethod
     def _whole(self, envelope: dict[str, Any], completions: Sequence[Completion]) -> BaseModel:
@@ -199,6 +257,9 @@ class CompletionWriter(ResponseWriter):
                     finish_reason=_reason(done),
                     logprobs=None if written is None else Logprobs(**written),
                     **self._gates(index),
+                    token_ids=self._ids(done),
+                    prompt_token_ids=self._prompt_ids(index),
+                    prompt_logprobs=self._scored(index, done),
                 )
             )
         return CompletionResponse(**envelope, choices=choices)
@@ -206,16 +267,18 @@ class CompletionWriter(ResponseWriter):
     def _first(self, index: int) -> dict[str, Any]:
         # With logprobs the prompt's text comes with them, in the first delta.
         text = "" if self._logprobs is not None else self._echo(index)
-        return {**_choice(index, text, None), **self._gates(index)}
+        prompt = {"prompt_token_ids": self._prompt_ids(index)} if self._gives_ids else {}
+        return {**_choice(index, text, None), **self._gates(index), **prompt}
 
     def _gained(self, index: int, delta: Delta, final: bool) -> list[dict[str, Any]]:
         text = delta.text
         if delta.prompt is not None and self._logprobs is not None:
             text = self._echo(index) + text
         written = self._written(index, delta, delta.prompt, final)
-        if not text and not (written and written["tokens"]):
+        ids = {"token_ids": self._ids(delta)} if self._gives_ids else {}
+        if not text and not (written and written["tokens"]) and not ids.get("token_ids"):
             return []
-        return [_choice(index, text, written)]
+        return [{**_choice(index, text, written), **ids}]
 
     def _last(self, index: int, reason: str) -> dict[str, Any]:
         return {**_choice(index, "", None), "finish_reason": reason}
@@ -236,13 +299,13 @@ class CompletionWriter(ResponseWriter):
         writer = self._writers.get(index)
         if writer is None:
             writer = self._writers[index] = LogprobWriter(self._identity.names, self._logprobs > 0)
-        echoed = None
-        if prompt is not None:
+        most, echoed = self._logprobs, None
+        if prompt is not None and self._echoes:
             start = self._prepared.starts[index // self._n]
-            echoed = writer.write(
-                self._echoed(index), prompt.logprobs[start:], prompt.top[start:], final=True
-            )
-        written = writer.write(gained.tokens, gained.logprobs or (), gained.top_logprobs, final)
+            top = [likeliest[:most] for likeliest in prompt.top[start:]]
+            echoed = writer.write(self._echoed(index), prompt.logprobs[start:], top, final=True)
+        top = [likeliest[:most] for likeliest in gained.top_logprobs or ()]
+        written = writer.write(gained.tokens, gained.logprobs or (), top, final)
         return written if echoed is None else joined(echoed, written)
 
 
@@ -251,35 +314,54 @@ class ChatWriter(ResponseWriter):
 
     object = "chat.completion"
     chunk_object = "chat.completion.chunk"
+    ids_beside_choices = True
 
     def __init__(self, identity: ModelIdentity, body: ChatRequest, prepared: Prepared) -> None:
         super().__init__(identity, body, prepared)
         self._logprobs = body.logprobs
+        self._top = body.top_logprobs or 0
+        self._spoken: set[int] = set()
 
     def _whole(self, envelope: dict[str, Any], completions: Sequence[Completion]) -> BaseModel:
         choices = [
             ChatChoice.model_validate(
                 {
                     "index": index,
-                    "message": {"content": done.text or ""},
+                    "message": {"content": self._said(index, done.text or "")},
                     "finish_reason": _reason(done),
                     "logprobs": self._content(done),
                     **self._gates(index),
+                    "token_ids": self._ids(done),
                 }
             )
             for index, done in enumerate(completions)
         ]
-        return ChatResponse(**envelope, choices=choices)
+        return ChatResponse(
+            **envelope,
+            choices=choices,
+            prompt_token_ids=self._prompt_ids(0),
+            prompt_logprobs=self._scored(0, completions[0]),
+        )
+
+    def _said(self, index: int, text: str) -> str:
+        """A choice's next text, at first without the space that belongs to the template."""
+        if not text or index in self._spoken:
+            return text
+        self._spoken.add(index)
+        return text.removeprefix(" ") if self._prepared.opens_text else text
 
     def _first(self, index: int) -> dict[str, Any]:
         delta = {"role": "assistant", "content": ""}
-        return {**_chat_choice(index, delta, None), **self._gates(index)}
+        prompt = {"prompt_token_ids": self._prompt_ids(index)} if self._gives_ids else {}
+        return {**_chat_choice(index, delta, None), **self._gates(index), **prompt}
 
     def _gained(self, index: int, delta: Delta, final: bool) -> list[dict[str, Any]]:
         logprobs = self._content(delta)
-        if not delta.text and not (logprobs and logprobs["content"]):
+        text = self._said(index, delta.text)
+        ids = {"token_ids": self._ids(delta)} if self._gives_ids else {}
+        if not text and not (logprobs and logprobs["content"]) and not ids.get("token_ids"):
             return []
-        return [_chat_choice(index, {"content": delta.text}, logprobs)]
+        return [{**_chat_choice(index, {"content": text}, logprobs), **ids}]
 
     def _last(self, index: int, reason: str) -> dict[str, Any]:
         return {**_chat_choice(index, {}, None), "finish_reason": reason}
@@ -288,7 +370,8 @@ class ChatWriter(ResponseWriter):
         if not self._logprobs:
             return None
         names = self._identity.names
-        return {"content": names.chat(gained.tokens, gained.logprobs or (), gained.top_logprobs)}
+        top = [likeliest[: self._top] for likeliest in gained.top_logprobs or ()]
+        return {"content": names.chat(gained.tokens, gained.logprobs or (), top)}
 
 
 def _choice(index: int, text: str, logprobs: LegacyLogprobs | None) -> dict[str, Any]:
@@ -299,6 +382,12 @@ def _chat_choice(
     index: int, delta: dict[str, Any], logprobs: dict[str, Any] | None
 ) -> dict[str, Any]:
     return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": None}
+
+
+def _mean_logprob(completion: Completion) -> float:
+    """OpenAI's measure of the best: log-probability per token; nothing said is the worst."""
+    logprobs = completion.logprobs or ()
+    return sum(logprobs) / len(logprobs) if logprobs else -math.inf
 
 
 def _reason(completion: Completion) -> Any:

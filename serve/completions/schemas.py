@@ -1,170 +1,65 @@
 """Requests and responses, in the shapes of OpenAI's completions API with `gates` added.
 
-Types are strict (no "0.5" for 0.5, no true for 1), NaN and infinities are refused, an unknown field
-is an error. A field that is null counts as not given, as in OpenAI's API; 0 stays 0.
+Fields that OpenAI does not have are vLLM's, by its names and with its meanings.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    GetJsonSchemaHandler,
-    PlainValidator,
-    WithJsonSchema,
-    model_validator,
-)
-from pydantic_core import CoreSchema
+from pydantic import BaseModel, Field, model_validator
 
 from mhc_model.config import MAX_SAMPLES, MAX_TOP_LOGPROBS
+from serve.completions.fields import (
+    MAX_INTEGER,
+    AllowedIds,
+    Biases,
+    Body,
+    Only,
+    Prompts,
+    StopIds,
+    Stops,
+)
 from serve.completions.gates import GATES_FORMS, BehaviourCard, Gates, GatesSource
-from serve.errors import field_error, unknown_field
+from serve.completions.structures import HasStructure
+from serve.errors import field_error
 
-MAX_STOPS = 16
-MAX_STOP_LENGTH = 1000
-MAX_INTEGER = 2**31 - 1
 ANSWER_GATES = "those after the prompt, where it was read under others (`gates`); else null"
-
-
-def _prompts(value: object) -> list[str] | list[list[int]]:
-    """Every form of a prompt as a list of texts or a list of token lists."""
-    if isinstance(value, str):
-        return [value]
-    if isinstance(value, list) and value:
-        if all(isinstance(entry, str) for entry in value):
-            return value
-        if _are_tokens(value):
-            return [value]
-        if all(isinstance(entry, list) and entry and _are_tokens(entry) for entry in value):
-            return value
-    raise ValueError(
-        "must be a string, a list of strings, a list of token ids or a list of lists of token "
-        "ids, and no list may be empty"
-    )
-
-
-def _are_tokens(values: list[object]) -> bool:
-    return all(type(value) is int for value in values)  # not isinstance: True is an int
-
-
-def _stops(value: object) -> tuple[str, ...]:
-    stops = [value] if isinstance(value, str) else value
-    if (
-        isinstance(stops, list)
-        and len(stops) <= MAX_STOPS
-        and all(isinstance(stop, str) and 1 <= len(stop) <= MAX_STOP_LENGTH for stop in stops)
-    ):
-        return tuple(stops)
-    raise ValueError(
-        f"must be a string or a list of at most {MAX_STOPS} strings, each of 1 to "
-        f"{MAX_STOP_LENGTH} characters"
-    )
-
-
-def _stop_ids(value: object) -> tuple[int, ...]:
-    if (
-        isinstance(value, list)
-        and len(value) <= MAX_STOPS
-        and _are_tokens(value)
-        and all(0 <= token <= MAX_INTEGER for token in value)
-    ):
-        return tuple(value)
-    raise ValueError(f"must be a list of at most {MAX_STOPS} token ids")
-
-
-def _neutral(value: Any) -> Any:
-    """For OpenAI's fields that have no effect here: only the value that has none there either."""
-    if value not in (0.0, "", {}):
-        raise ValueError("this server does not have it; leave it out")
-    return value
-
-
-_NULL = {"type": "null"}
-_Text = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_LENGTH}
-_TokenIds = {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}}
-Prompts = Annotated[
-    list[str] | list[list[int]],
-    PlainValidator(_prompts),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"type": "string"},
-                {"type": "array", "minItems": 1, "items": {"type": "string"}},
-                _TokenIds,
-                {"type": "array", "minItems": 1, "items": _TokenIds},
-            ]
-        }
-    ),
-]
-Stops = Annotated[
-    tuple[str, ...],
-    PlainValidator(_stops),
-    WithJsonSchema({"anyOf": [_Text, {"type": "array", "maxItems": MAX_STOPS, "items": _Text}]}),
-]
-StopIds = Annotated[
-    tuple[int, ...],
-    PlainValidator(_stop_ids),
-    WithJsonSchema(
-        {
-            "type": "array",
-            "maxItems": MAX_STOPS,
-            "items": {"type": "integer", "minimum": 0, "maximum": MAX_INTEGER},
-        }
-    ),
-]
-NoPenalty = Annotated[float, AfterValidator(_neutral), WithJsonSchema({"const": 0})]
-NoText = Annotated[str, AfterValidator(_neutral), WithJsonSchema({"const": ""})]
-NoBias = Annotated[
-    dict[str, Any],
-    AfterValidator(_neutral),
-    WithJsonSchema({"type": "object", "additionalProperties": False}),
-]
-
-
-class Body(BaseModel):
-    """What all bodies and their parts have in common."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _known_and_given(cls, values: Any) -> Any:
-        """Drops nulls; names unknown fields with what may have been meant."""
-        if not isinstance(values, dict):
-            return values
-        given = {key: value for key, value in values.items() if value is not None}
-        for name in given:
-            if name not in cls.model_fields:
-                raise unknown_field(name, list(cls.model_fields))
-        return given
-
-    @classmethod
-    def __get_pydantic_json_schema__(
-        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> dict[str, Any]:
-        """Says about nulls what `_known_and_given` does."""
-        schema = handler.resolve_ref_schema(handler(core_schema))
-        for name, field in schema["properties"].items():
-            if name not in schema.get("required", ()):
-                about = {key: field.pop(key) for key in ("description", "default") if key in field}
-                kinds = field["anyOf"] if field.keys() == {"anyOf"} else [field]
-                nullable = kinds if _NULL in kinds else [*kinds, _NULL]
-                schema["properties"][name] = {"anyOf": nullable, **about}
-        schema["additionalProperties"] = _NULL
-        return schema
+_IGNORED = "accepted and ignored"
 
 
 class StreamOptions(Body):
     """Options of a stream."""
 
     include_usage: bool = Field(False, description="one more chunk, with the usage, at the end")
+    include_obfuscation: bool | None = Field(None, description=_IGNORED)
+    continuous_usage_stats: Annotated[Any, Only(False)] = Field(False, description="only false")
 
 
-class GenerationRequest(Body):
+class IgnoredFields(Body):
+    """What clients send along, and no completion depends on."""
+
+    user: str | None = Field(None, description=_IGNORED)
+    metadata: dict[str, Any] | None = Field(None, description=_IGNORED)
+    store: bool | None = Field(None, description=_IGNORED)
+    service_tier: str | None = Field(None, description=_IGNORED)
+    safety_identifier: str | None = Field(None, description=_IGNORED)
+    prompt_cache_key: str | None = Field(None, description=_IGNORED)
+    prompt_cache_retention: str | None = Field(None, description=_IGNORED)
+    parallel_tool_calls: bool | None = Field(None, description=_IGNORED)
+    request_id: str | None = Field(None, description=f"{_IGNORED}: the header x-request-id counts")
+    session_id: str | None = Field(None, description=_IGNORED)
+    priority: int | None = Field(None, description=_IGNORED)
+    length_penalty: float | None = Field(None, description=f"{_IGNORED}: of beams, see there")
+    spaces_between_special_tokens: bool | None = Field(None, description=_IGNORED)
+    use_beam_search: Annotated[Any, Only(False)] = Field(False, description="only false")
+    skip_special_tokens: Annotated[Any, Only(True)] = Field(True, description="only true")
+    include_stop_str_in_output: Annotated[Any, Only(False)] = Field(False, description="only false")
+    return_tokens_as_token_ids: Annotated[Any, Only(False)] = Field(False, description="only false")
+    bad_words: Annotated[Any, Only([])] = Field([], description="only empty")
+
+
+class GenerationRequest(HasStructure, IgnoredFields):
     """What completions and chat completions have in common."""
 
     kind: ClassVar[str]
@@ -173,9 +68,34 @@ class GenerationRequest(Body):
     model: str | None = Field(None, description="the served name, the checkpoint's path or hash")
     temperature: float = Field(1.0, ge=0.0, le=2.0, description="0 is greedy")
     top_p: float = Field(1.0, gt=0.0, le=1.0, description="mass of the likeliest tokens kept")
-    top_k: int = Field(0, ge=0, le=MAX_INTEGER, description="likeliest tokens kept; 0 keeps all")
+    top_k: int = Field(
+        0, ge=-1, le=MAX_INTEGER, description="likeliest tokens kept; 0 and -1 keep all"
+    )
+    min_p: float = Field(
+        0.0, ge=0.0, le=1.0, description="least probability kept, as a share of the likeliest's"
+    )
     seed: int | None = Field(
-        None, ge=0, lt=2**63, description="the same request and seed give the same tokens"
+        None,
+        ge=-(2**63),
+        lt=2**63,
+        description="the same request and seed give the same tokens; -1: any",
+    )
+    presence_penalty: float = Field(
+        0.0, ge=-2.0, le=2.0, description="taken from the logits of tokens that were generated"
+    )
+    frequency_penalty: float = Field(
+        0.0, ge=-2.0, le=2.0, description="taken from them for each time"
+    )
+    repetition_penalty: float = Field(
+        1.0,
+        ge=0.01,
+        le=100.0,
+        description="divides the logits of tokens of prompt and answer (multiplies negative ones)",
+    )
+    logit_bias: Biases | None = Field(None, description="token id -> number added to its logit")
+    allowed_token_ids: AllowedIds | None = Field(None, description="no other tokens are generated")
+    min_tokens: int = Field(
+        0, ge=0, le=MAX_INTEGER, description="least tokens before anything ends a completion"
     )
     stop: Stops = Field((), description="strings at which a completion ends")
     stop_token_ids: StopIds = Field((), description="token ids at which a completion ends")
@@ -183,17 +103,40 @@ class GenerationRequest(Body):
     n: int = Field(1, ge=1, le=MAX_SAMPLES, description="completions of a prompt")
     stream: bool = Field(False, description="send what is generated as server-sent events")
     stream_options: StreamOptions | None = Field(None, description="only with stream")
-    presence_penalty: NoPenalty = Field(0.0, description="only 0")
-    frequency_penalty: NoPenalty = Field(0.0, description="only 0")
-    logit_bias: NoBias = Field({}, description="only empty")
-    user: str | None = Field(None, description="accepted and ignored")
+    prompt_logprobs: int | None = Field(
+        None,
+        ge=0,
+        le=MAX_TOP_LOGPROBS,
+        description="log-probabilities of the prompt's tokens, and of so many of the likeliest",
+    )
+    return_token_ids: bool = Field(False, description="give token ids of prompt and answer too")
+    truncate_prompt_tokens: int | None = Field(
+        None,
+        ge=-1,
+        le=MAX_INTEGER,
+        description="most tokens of a prompt, of which the last are kept; -1: what there is room "
+        "for",
+    )
+    truncation_side: Literal["left", "right"] = Field("left", description="where a prompt is cut")
+    add_special_tokens: bool | None = Field(
+        None, description="false: nothing goes before the text of a prompt"
+    )
     gates: Gates = Field(None, description=GATES_FORMS)
 
     @model_validator(mode="after")
     def _options_need_a_stream(self) -> Self:
         if self.stream_options is not None and not self.stream:
             raise field_error("stream_options", "stream_options need stream=true; leave them out")
+        if self.prompt_logprobs is not None and self.stream:
+            raise field_error(
+                "prompt_logprobs", "prompt_logprobs are not in streams; leave one out"
+            )
         return self
+
+    @property
+    def samples(self) -> int:
+        """Completions that are made of a prompt."""
+        return self.n
 
     @property
     def includes_usage(self) -> bool:
@@ -220,20 +163,42 @@ class CompletionRequest(GenerationRequest):
         le=MAX_TOP_LOGPROBS,
         description="each token's log-probability, and this many of the likeliest tokens",
     )
-    best_of: int | None = Field(None, ge=1, le=MAX_SAMPLES, description="only what n is")
-    suffix: NoText = Field("", description="only empty")
+    best_of: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_SAMPLES,
+        description="completions made, of which the n with the best log-probability per token are "
+        "returned",
+    )
+    suffix: Annotated[Any, Only("")] = Field("", description="only empty")
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.max_tokens == 0 and not self.echo:
             raise field_error("max_tokens", "max_tokens is 0: nothing to answer without echo=true")
-        if self.best_of not in (None, self.n):
+        if self.best_of is not None and self.best_of < self.n:
             raise field_error(
-                "best_of",
-                f"best_of is {self.best_of} and n is {self.n}; this server returns every "
-                f"completion that it makes: leave best_of out",
+                "best_of", f"best_of is {self.best_of}; it must be at least n, which is {self.n}"
             )
+        if self.samples > self.n and self.stream:
+            raise field_error("best_of", "best_of above n cannot be streamed; leave one out")
         return self
+
+    @property
+    def samples(self) -> int:
+        return self.best_of or self.n
+
+
+class PromptLogprob(BaseModel):
+    """A token at one position of a prompt, as vLLM gives it."""
+
+    logprob: float
+    rank: int | None = Field(description="tokens that are at least as likely; null: not known")
+    decoded_token: str
+
+
+PromptEntries = list[dict[int, PromptLogprob] | None]
+"""By token id, for each token of a prompt; null for the first."""
 
 
 class Logprobs(BaseModel):
@@ -256,6 +221,9 @@ class Choice(BaseModel):
     logprobs: Logprobs | None
     gates: list[float] | None = Field(description="the 2L gates of this completion")
     answer_gates: list[float] | None = Field(description=ANSWER_GATES)
+    token_ids: list[int] | None = Field(None, description="with return_token_ids")
+    prompt_token_ids: list[int] | None = Field(None, description="with return_token_ids")
+    prompt_logprobs: PromptEntries | None = Field(None, description="with prompt_logprobs")
 
 
 class PromptTokensDetails(BaseModel):
@@ -332,6 +300,12 @@ class Health(BaseModel):
     checkpoint: str
     active: int = Field(description="samples being decoded in this replica")
     waiting: int = Field(description="samples that wait for a row in this replica")
+
+
+class Version(BaseModel):
+    """Answer to GET /version."""
+
+    version: str
 
 
 class Ready(BaseModel):

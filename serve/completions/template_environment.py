@@ -22,7 +22,9 @@ from contextvars import ContextVar
 from datetime import datetime
 from typing import Any, NoReturn
 
-from jinja2 import TemplateError
+from jinja2 import TemplateError, nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
 
@@ -90,12 +92,26 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
         return super().call(__context, __obj, *args, **kwargs)
 
 
+class Generation(Extension):
+    """`{% generation %}` and `{% endgeneration %}` mark what a model learns; here they do nothing.
+
+    Templates for training have them (`return_assistant_tokens_mask` of transformers).
+    """
+
+    tags = {"generation"}  # noqa: RUF012  # as the base class has it
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        inside = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.Scope(inside).set_lineno(line)
+
+
 def make_environment() -> LimitedEnvironment:
     """As transformers makes it, so that its templates render here as there."""
     environment = LimitedEnvironment(
         trim_blocks=True,
         lstrip_blocks=True,
-        extensions=["jinja2.ext.loopcontrols"],
+        extensions=["jinja2.ext.loopcontrols", Generation],
         optimized=False,  # what is constant would be computed when the template is read
     )
     environment.filters["tojson"] = _to_json

@@ -28,6 +28,7 @@ HEADERS = {
     "Cache-Control": "no-cache",
 }
 INDEX = "index.html"
+REFERENCE = "docs.html"
 
 
 class StaticFile(NamedTuple):
@@ -46,6 +47,10 @@ def page_router() -> APIRouter:
     @router.api_route("/", methods=["GET", "HEAD"])
     async def playground(request: Request) -> Response:
         return _respond(files[INDEX], request)
+
+    @router.api_route("/docs", methods=["GET", "HEAD"])
+    async def reference(request: Request) -> Response:
+        return _respond(files[REFERENCE], request)
 
     @router.api_route("/static/{name}", methods=["GET", "HEAD"])
     async def static(name: str, request: Request) -> Response:

@@ -37,6 +37,7 @@ BOTH_ENGINES = {
     "test_logprobs",
     "test_openai_client",
     "test_responses",
+    "test_sampling_fields",
     "test_serve_gates",
     "test_serve_routing",
     "test_service",

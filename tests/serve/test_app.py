@@ -1,16 +1,19 @@
-"""Bodies that are none: each gets a 4xx with its reason, and the server goes on."""
+"""Bodies that are none get a 4xx with its reason, and the server goes on; small routes, CORS."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 from collections.abc import Callable
+from importlib.metadata import version
 from typing import Any
 
 import httpx
 import pytest
 
-from serve.app import MAX_BODY_BYTES
+from serve.app import MAX_BODY_BYTES, create_app
+from serve.auth import ApiKeys
 
 JSON = {"Content-Type": "application/json"}
 COMPLETION: dict[str, Any] = {"prompt": "Question:", "max_tokens": 2, "temperature": 0}
@@ -164,3 +167,68 @@ def test_body_needs_the_json_content_type(post_bytes, error_of):
 def test_large_bodies_are_refused(post_bytes, error_of):
     error = error_of(post_bytes(json.dumps({"prompt": "a" * MAX_BODY_BYTES})), 413)
     assert str(MAX_BODY_BYTES) in error["message"]
+
+
+@pytest.mark.parametrize("path", ["/health", "/ping", "/ready", "/version", "/v1/models", "/docs"])
+def test_head_is_get_without_the_body(call, path):
+    got, head = call("GET", path), call("HEAD", path)
+    assert got.status_code == head.status_code == 200
+    assert head.content == b""
+    assert head.headers["content-length"] == got.headers["content-length"]
+    assert call("HEAD", "/nowhere").status_code == 404
+    assert call("HEAD", "/v1/completions").status_code == 405
+
+
+def test_the_version_is_the_packages(call):
+    assert call("GET", "/version").json() == {"version": version("mhc-gates")}
+    assert call("GET", "/openapi.json").json()["info"]["version"] == version("mhc-gates")
+
+
+def test_ping_needs_no_key_and_the_version_does(make_service):
+    async def statuses():
+        app = create_app(make_service(), keys=ApiKeys(["secret-key"]))
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+            return [(await client.get(path)).status_code for path in ("/ping", "/version", "/docs")]
+
+    assert asyncio.run(statuses()) == [200, 401, 401]
+
+
+def test_pages_elsewhere_may_call_only_where_the_operator_says_so(make_service):
+    ask = {
+        "Origin": "http://app.test",
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "authorization,content-type",
+    }
+
+    async def answers(origins, origin):
+        app = create_app(make_service(), keys=ApiKeys(["secret-key"]), origins=origins)
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+            headers = {**ask, "Origin": origin}
+            before = await client.options("/v1/completions", headers=headers)
+            refused = await client.post("/v1/completions", headers={"Origin": origin}, json={})
+            return before, refused
+
+    allowed = "access-control-allow-origin"
+    for origins, origin, shown in (
+        ([], "http://app.test", None),
+        (["http://app.test"], "http://app.test", "http://app.test"),
+        (["http://app.test"], "http://other.test", None),
+        (["*"], "http://other.test", "*"),
+    ):
+        before, refused = asyncio.run(answers(origins, origin))
+        assert before.headers.get(allowed) == shown
+        assert refused.status_code == 401  # the keys stay what guards the server
+        assert refused.headers.get(allowed) == shown
+        if shown:
+            assert before.status_code == 200
+            assert "authorization" in before.headers["access-control-allow-headers"]
+
+
+def test_the_routes_description_loads_nothing_from_elsewhere(call):
+    page = call("GET", "/docs")
+    assert page.headers["content-type"].startswith("text/html")
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    assert "//" not in page.text.replace("<!doctype html>", "")
+    assert call("GET", "/redoc").status_code == 404

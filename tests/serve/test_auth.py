@@ -161,7 +161,7 @@ def test_a_file_without_usable_keys_is_an_error_that_tells_none(
 
 
 def test_only_these_paths_are_open():
-    for path in ("/", "/health", "/ready", "/static/page.js", "/static/a/b.css"):
+    for path in ("/", "/health", "/ping", "/ready", "/static/page.js", "/static/a/b.css"):
         assert is_open(path)
     for path in ("", "/health/", "/healthz", "/static", "/static/../x", "/metrics", "//", "/docs"):
         assert not is_open(path)

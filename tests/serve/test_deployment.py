@@ -34,6 +34,8 @@ for application in schema.applications:
             "ongoing": deployment.max_ongoing_requests,
             "drain_s": deployment._deployment_config.graceful_shutdown_timeout_s,
             "actor": deployment.ray_actor_options,
+            "health": [deployment._deployment_config.health_check_period_s,
+                       deployment._deployment_config.health_check_timeout_s],
             "scaling": scaling and [scaling.min_replicas, scaling.max_replicas,
                                     scaling.target_ongoing_requests],
         })
@@ -64,6 +66,8 @@ def test_the_shipped_application_file_is_what_serve_deploy_takes(checkpoint):
     assert (fixed["replicas"], fixed["scaling"]) == (3, None)
     assert fixed["ongoing"] > settings.max_batch + settings.max_queue
     assert fixed["drain_s"] == settings.drain_s
+    assert fixed["health"] == [settings.health_check_s, settings.health_check_timeout_s]
+    assert settings.health_check_timeout_s < 10  # Serve's own is 30, three times over
     assert fixed["actor"] == {"num_cpus": 1, "num_gpus": 0.5}
     assert scaled["scaling"] == [3, 5, 7]
     assert scaled["ongoing"] == 9

@@ -37,6 +37,7 @@ HEADERS = {"Authorization": f"Bearer {KEY}"}
 CONTEXT = 4096
 TIMEOUT_S = 60
 DRAIN_S = 40
+HEALTH_S = 3
 BODY = {"prompt": "Question: Tom", "max_tokens": 12, "temperature": 0}
 REPLICA = "ray::ServeReplica"
 
@@ -116,6 +117,7 @@ def server(checkpoint, engine, tmp_path_factory) -> Iterator[Server]:
     )
     GatePolicy(config).save(policy)
     arguments = ["--policy", str(policy), "--replicas", "2", "--max-batch", "32"]
+    arguments += ["--health-check-timeout-s", str(HEALTH_S)]
     arguments += ["--request-timeout-s", str(TIMEOUT_S), "--drain-s", str(DRAIN_S)]
     server = Server(checkpoint, arguments, tmp_path_factory.mktemp("log") / "access.log")
     try:
@@ -271,6 +273,28 @@ def test_killed_replicas_lose_nothing_and_come_back(server, client):
     assert time.monotonic() - killed < 60
     lines = [json.loads(line) for line in server.log.read_text().splitlines()]
     assert sum(line["outcome"] == "unavailable" for line in lines) == counts["broken off"]
+
+
+def test_a_replica_that_stands_still_is_replaced(server, client):
+    """SIGSTOP: it holds its connections and answers nothing."""
+
+    def replicas() -> set[int]:
+        return {pid for pid, line in server.members().items() if REPLICA in line}
+
+    before = replicas()
+    assert len(before) == 2
+    stopped = min(before)
+    os.kill(stopped, signal.SIGSTOP)
+    since = time.monotonic()
+    while stopped in replicas() or len(replicas()) < 2:
+        # Three checks, their timeouts and the time to start; Serve's own timeouts take 90 s.
+        assert time.monotonic() - since < 70
+        time.sleep(0.2)
+    while client.get("/health").status_code != 200:
+        assert time.monotonic() - since < 120
+        time.sleep(0.2)
+    for _ in range(6):
+        assert client.post("/v1/completions", json=BODY).status_code == 200
 
 
 def test_a_stop_finishes_what_was_accepted(server, client):

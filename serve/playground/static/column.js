@@ -4,6 +4,9 @@ import { ApiError, stream } from "./api.js";
 import { element, facts, short, spread } from "./dom.js";
 import { GateControls } from "./gates.js";
 import { gateStrip } from "./heatmap.js";
+import { chatPieces, legacyPieces } from "./pieces.js";
+
+const TOP_LOGPROBS = 4;
 
 export class Column {
   /**
@@ -15,7 +18,11 @@ export class Column {
     this.label = label;
     this.calls = calls;
     this.text = "";
+    this.pieces = []; // tokens of the text, see pieces.js
+    this.others = []; // texts of further samples
+    this.turns = []; // of a conversation, the answers that were given included
     this.answered = false; // something came since the last start
+    this.outcome = null; // how the last run came to its end: "ended", "stopped" or "failed"
     this.gates = null; // GateControls; null for a plain model
     this.abort = null;
     this.root = document
@@ -78,21 +85,51 @@ export class Column {
     this.abort?.abort();
   }
 
-  /** Streams one completion into the column; errors are shown in it. */
-  async generate(fields) {
+  /** Shows a mistake in what was to be asked, without asking. */
+  refuse(error) {
+    this.stop();
+    this.begin();
+    this.fail(error);
+  }
+
+  /** Ends the conversation. */
+  forget() {
+    this.stop();
+    this.turns = [];
+    this.showTurns();
+  }
+
+  /**
+   * Streams one completion into the column; errors are shown in it.
+   *
+   * @param {object} fields of completions; a chat takes the prompt as its next message
+   * @param {"text"|"chat"} kind
+   */
+  async generate(fields, kind = "text") {
     this.stop();
     const abort = new AbortController();
     this.abort = abort;
     this.begin();
+    this.showTurns();
+    // With the chosen tokens' log-probabilities a chunk says how many tokens it brings.
+    const options = { stream: true, stream_options: { include_usage: true } };
+    let [path, asked] = ["v1/completions", { ...fields, ...options, logprobs: TOP_LOGPROBS }];
+    const said = { role: "user", content: fields.prompt };
+    if (kind === "chat") {
+      const { prompt, ...others } = fields;
+      path = "v1/chat/completions";
+      asked = { ...others, ...options, logprobs: true, top_logprobs: TOP_LOGPROBS };
+      asked.messages = [...this.turns, said];
+    }
     try {
-      // With the chosen tokens' log-probabilities a chunk says how many tokens it brings.
-      const options = { stream: true, stream_options: { include_usage: true }, logprobs: 0 };
-      const body = this.body({ ...fields, ...options });
-      for await (const chunk of stream("v1/completions", body, abort.signal)) {
+      for await (const chunk of stream(path, this.body(asked), abort.signal)) {
         if (this.abort !== abort) return;
         this.take(chunk);
       }
-      if (this.abort === abort) this.end(this.reason === "length" ? "at max tokens" : "ended");
+      if (this.abort === abort && kind === "chat") {
+        this.turns.push(said, { role: "assistant", content: this.text });
+      }
+      if (this.abort === abort) this.end("ended", this.reason === "length" ? "at max tokens" : null);
     } catch (error) {
       if (this.abort !== abort) return; // another run has taken over
       if (error.name === "AbortError") this.end("stopped");
@@ -102,10 +139,13 @@ export class Column {
   }
 
   begin() {
+    Object.assign(this, { pieces: [], others: [], decoder: new TextDecoder() });
     Object.assign(this, { text: "", answered: false, tokens: 0, reason: null, usage: null });
+    this.outcome = null;
     Object.assign(this, { started: performance.now(), first: null, last: null });
     this.find(".answer .error").hidden = true;
     this.find(".used").hidden = true;
+    this.showOthers();
     this.find(".facts").replaceChildren();
     this.busy(true);
     this.say("waiting");
@@ -117,11 +157,22 @@ export class Column {
     const choice = chunk.choices[0];
     if (choice === undefined) return;
     this.answered = true;
-    if (choice.gates) this.showUsed(choice, chunk);
-    this.text += choice.text;
-    this.reason = choice.finish_reason ?? this.reason;
-    const gained = choice.logprobs?.tokens.length ?? 0;
-    if (gained || choice.text) {
+    const text = choice.text ?? choice.delta?.content ?? "";
+    const gained = (choice.logprobs?.tokens ?? choice.logprobs?.content ?? []).length;
+    if (choice.index === 0) {
+      if (choice.gates) this.showUsed(choice, chunk);
+      this.text += text;
+      this.pieces.push(
+        ...(choice.delta
+          ? chatPieces(choice.logprobs, this.decoder)
+          : legacyPieces(choice.logprobs)),
+      );
+      this.reason = choice.finish_reason ?? this.reason;
+    } else {
+      this.others[choice.index - 1] = (this.others[choice.index - 1] ?? "") + text;
+      this.showOthers();
+    }
+    if (gained || text) {
       this.last = performance.now();
       this.first ??= this.last;
     }
@@ -131,11 +182,13 @@ export class Column {
     this.calls.grew();
   }
 
-  end(how) {
+  /** @param {string} outcome see there; @param {string|null} words shown in place of it */
+  end(outcome, words = null) {
     this.abort = null;
     this.answered = true;
+    this.outcome = outcome;
     this.busy(false);
-    this.say(how);
+    this.say(words ?? outcome);
     this.measured();
     this.calls.grew();
   }
@@ -176,6 +229,25 @@ export class Column {
         ["prompt tokens", prompt],
       ]),
     );
+  }
+
+  /** What was said before, in a conversation. */
+  showTurns() {
+    const list = this.find(".history");
+    const names = { user: "You", assistant: this.label };
+    list.replaceChildren(
+      ...this.turns.map(({ role, content }) =>
+        element("li", { text: `${names[role]}: ${content}` }),
+      ),
+    );
+    list.hidden = this.turns.length === 0;
+  }
+
+  /** Samples after the first. */
+  showOthers() {
+    const list = this.find(".others");
+    list.replaceChildren(...[...this.others].map((text) => element("li", { text: text ?? "" })));
+    list.hidden = this.others.length === 0;
   }
 
   /** The gates of a stream's first choice, and where its chunk says that they come from. */

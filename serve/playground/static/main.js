@@ -3,6 +3,7 @@
 import { ApiError, apiKey, get, post, setApiKey } from "./api.js";
 import { Column } from "./column.js";
 import { debounced, facts } from "./dom.js";
+import { problemOf, readFields } from "./request.js";
 import { readRouting } from "./figures.js";
 import { compare } from "./parting.js";
 import { RoutingView } from "./routing.js";
@@ -12,8 +13,13 @@ const FIELDS = {
   prompt: "prompt",
   maxTokens: "max-tokens",
   temperature: "temperature",
+  topP: "top-p",
   seed: "seed",
+  samples: "samples",
+  stop: "stop-strings",
+  kind: "kind",
 };
+const RETRY_MS = 1000;
 const at = (id) => document.getElementById(id);
 
 let columns = [];
@@ -35,6 +41,7 @@ function start() {
   for (const [field, id] of Object.entries(FIELDS)) at(id).value = state[field];
   at("api-key").value = apiKey();
   listen();
+  showKind();
   loadModel(state);
 }
 
@@ -45,6 +52,11 @@ function listen() {
   });
   at("request").addEventListener("input", remember);
   at("prompt").addEventListener("input", followed);
+  at("kind").addEventListener("change", () => {
+    showKind();
+    columns.forEach((column) => column.forget());
+  });
+  at("new-chat").addEventListener("click", () => columns.forEach((column) => column.forget()));
   at("example").addEventListener("click", () => {
     at("prompt").value = EXAMPLE;
     remember();
@@ -67,7 +79,14 @@ function listen() {
   });
 }
 
-async function loadModel(state) {
+/** What a chat needs is shown for one. */
+function showKind() {
+  const chat = at("kind").value === "chat";
+  at("prompt-label").textContent = chat ? "Message" : "Prompt";
+  at("new-chat").hidden = !chat;
+}
+
+async function loadModel(state, since = performance.now()) {
   try {
     const [{ data }, gates] = await Promise.all([get("v1/models"), get("v1/gates")]);
     at("notice").hidden = true;
@@ -80,6 +99,13 @@ async function loadModel(state) {
     }
     if (gates.n_streams > 1) at("routing").hidden = false;
   } catch (error) {
+    if (error instanceof ApiError && [0, 502, 503, 504].includes(error.status)) {
+      const seconds = Math.round((performance.now() - since) / 1000);
+      at("notice").textContent = `Waiting for the server, ${seconds} s: ${error.message}`;
+      at("notice").hidden = false;
+      setTimeout(() => loadModel(state, since), RETRY_MS);
+      return;
+    }
     const advice = error.status === 401 ? "Enter the server's API key above. " : "";
     at("notice").textContent = advice + readable(error);
     at("notice").hidden = false;
@@ -99,21 +125,18 @@ function describe(card, gates) {
     ]),
   );
   document.title = `${card.id} – mHC playground`;
-}
-
-/** What the form asks for; the server judges the values. */
-function request() {
-  const fields = { prompt: at("prompt").value };
-  for (const id of ["max-tokens", "temperature", "seed"]) {
-    if (at(id).value !== "") fields[id.replace("-", "_")] = at(id).valueAsNumber;
-  }
-  return fields;
+  at("max-tokens").max = card.max_model_len;
 }
 
 async function generate(chosen) {
   if (!loaded) return;
-  const fields = request();
-  await Promise.all(chosen.map((column) => column.generate(fields)));
+  const problem = problemOf(at("request"), at("max-tokens").max);
+  if (problem !== null) {
+    chosen.forEach((column) => column.refuse(new ApiError(problem, 0)));
+    return;
+  }
+  const fields = readFields(at("request"));
+  await Promise.all(chosen.map((column) => column.generate(fields, at("kind").value)));
   if (routing && at("follow").checked && !columns.some((column) => column.running)) showRouting();
 }
 

@@ -7,12 +7,25 @@ export const DEFAULTS = {
   prompt: EXAMPLE,
   maxTokens: "48",
   temperature: "0",
+  topP: "1",
   seed: "0",
+  samples: "1",
+  stop: "",
+  kind: "text",
   a: { mode: "learned", values: null },
   b: { mode: "global", values: [0] },
 };
 
-const FIELDS = { prompt: "p", maxTokens: "m", temperature: "t", seed: "s" };
+const FIELDS = {
+  prompt: "p",
+  maxTokens: "m",
+  temperature: "t",
+  topP: "tp",
+  seed: "s",
+  samples: "n",
+  stop: "st",
+  kind: "k",
+};
 const MODES = ["learned", "policy", "behaviour", "between", "global", "layer", "sublayer"];
 const NAMED = ["behaviour", "between"]; // their names stand before their numbers
 
@@ -23,6 +36,7 @@ export function readState(fragment) {
   for (const [field, name] of Object.entries(FIELDS)) {
     if (given.has(name)) state[field] = given.get(name);
   }
+  if (!["text", "chat"].includes(state.kind)) state.kind = DEFAULTS.kind;
   for (const column of ["a", "b"]) {
     state[column] = readGates(given.get(column)) ?? DEFAULTS[column];
   }

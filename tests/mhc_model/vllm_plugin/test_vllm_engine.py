@@ -116,6 +116,48 @@ def test_compiled_code_is_not_taken_for_another_projection(engine_of, equal):
     equal("lite", requests, engine_of("lite", compiled=True).generate(requests))
 
 
+SHAPES = [
+    {"presence_penalty": 2.0, "frequency_penalty": 0.5},
+    {"repetition_penalty": 1.8},
+    {"logit_bias": {3: 100.0, 4: -100.0}, "frequency_penalty": 1.0},
+    {"allowed_token_ids": tuple(range(0, 61, 2))},
+    {"min_tokens": 9, "stop_token_ids": tuple(range(0, 61, 3))},
+    {"prompt_logprobs_from": 0, "prompt_ranks": True, "top_logprobs": 2},
+    {},
+]
+
+
+def test_shaped_rows_are_those_of_our_engine(engine_of, model_of):
+    requests = [
+        Request(each.prompt, each.gates, SamplingParams(max_tokens=14, logprobs=True, **shape))
+        for each, shape in zip(requests_of("limit", 7), SHAPES, strict=True)
+    ]
+    ours = Engine(model_of("limit")).generate(requests)
+    for got, wanted in zip(engine_of("limit").generate(requests), ours, strict=True):
+        assert (got.tokens, got.finish_reason) == (wanted.tokens, wanted.finish_reason)
+        assert got.logprobs == pytest.approx(wanted.logprobs, abs=1e-4)
+    assert got.prompt_logprobs is None
+    ranks = [done.prompt_logprobs.ranks for done in ours if done.prompt_logprobs]
+    assert ranks == [
+        done.prompt_logprobs.ranks
+        for done in engine_of("limit").generate(requests)
+        if done.prompt_logprobs
+    ]
+
+
+def test_min_p_leaves_the_likeliest(engine_of):
+    sampling = {"max_tokens": 12, "temperature": 2.0, "seed": 3}
+    prompt = requests_of("limit")[5].prompt
+    greedy, sure, free = engine_of("limit").generate(
+        [
+            Request(prompt, None, SamplingParams(max_tokens=12)),
+            Request(prompt, None, SamplingParams(**sampling, min_p=1.0)),
+            Request(prompt, None, SamplingParams(**sampling)),
+        ]
+    )
+    assert sure.tokens == greedy.tokens != free.tokens
+
+
 def test_gates_change_the_output(engine_of):
     """Else nothing above would be a test of gates."""
     prompt = requests_of("limit")[-1].prompt

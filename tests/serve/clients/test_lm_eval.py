@@ -18,6 +18,7 @@ pytest.importorskip("tenacity", reason="lm-eval's API models need tenacity (extr
 
 import lm_eval.tasks
 from lm_eval import simple_evaluate
+from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.openai_completions import LocalCompletionsAPI
 from lm_eval.tasks import TaskManager
@@ -175,3 +176,48 @@ def test_the_harness_gets_the_same_over_http(
             for answer, expected in zip(mine["resps"], theirs["resps"], strict=True):
                 assert float(answer[0][0]) == pytest.approx(float(expected[0][0]), abs=1e-4)
                 assert str(answer[0][1]) == str(expected[0][1])
+
+
+@pytest.mark.parametrize("as_tokens", [True, False])
+def test_items_longer_than_the_context_are_scored_where_the_harness_cuts_them(
+    serving, make_service, make_engine, scored, as_tokens
+):
+    """It leaves one place, for a token that it asks for. The server puts one more before a text."""
+    items = [
+        ("7 + 5 = 12 " * repeats, continuation)
+        for repeats in (3, 400)
+        for continuation in ("7 + 5 = 12", "7 + 5")
+    ]
+    with serving(make_service(make_engine(scored, max_batch=8))) as url:
+        api = LocalCompletionsAPI(
+            base_url=f"{url}/v1/completions",
+            model="tiny",
+            tokenizer=str(scored),
+            tokenizer_backend="huggingface",
+            tokenized_requests=as_tokens,
+            batch_size=1,
+            max_length=CONTEXT,
+            max_retries=1,
+        )
+        requests = [
+            Instance(request_type="loglikelihood", doc={}, arguments=item, idx=i)
+            for i, item in enumerate(items)
+        ]
+        answers = api.loglikelihood(requests)
+    local = InProcess(scored, bos=not as_tokens)
+    for (context, continuation), (score, greedy) in zip(items, answers, strict=True):
+        first, rest = local._encode_pair(context, continuation)
+        cut = max(0, len(first) + len(rest) - (CONTEXT - 1))
+        ((expected, is_greedy),) = local._loglikelihood_tokens([(None, first[cut:], rest)])
+        assert score == pytest.approx(expected, abs=1e-3)
+        assert greedy == is_greedy
+
+
+def test_a_scored_prompt_may_fill_the_context_and_no_more(post, make_service, make_engine, scored):
+    service = make_service(make_engine(scored))
+    body = {"max_tokens": 1, "temperature": 0, "logprobs": 1, "echo": True}
+    answer = post(service, prompt=[5] * CONTEXT, **body)
+    assert len(answer.json()["choices"][0]["logprobs"]["tokens"]) == CONTEXT + 1
+    for changes in ({"prompt": [5] * (CONTEXT + 1)}, {"max_tokens": 2}, {"echo": False}):
+        refused = post(service, **{"prompt": [5] * CONTEXT, **body, **changes})
+        assert refused.json()["error"]["code"] == "context_length_exceeded"

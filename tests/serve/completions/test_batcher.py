@@ -241,3 +241,28 @@ def test_ready_follows_the_queue(engine, valve, make_service, client_of):
             assert (await client.get("/ready")).status_code == 503
 
     asyncio.run(run())
+
+
+def test_a_step_that_does_not_end_is_a_failure_until_it_does(
+    make_service, make_engine, make_valve, call, post, wait_until, error_of
+):
+    """Also when nobody waits any more, since all requests have timed out."""
+    engine = make_engine()
+    valve = make_valve(engine)
+    service = make_service(engine, request_timeout_s=0.1, stall_s=0.3)
+    assert call("GET", "/health", service).status_code == 200
+    assert post(service, prompt="a", max_tokens=2).status_code == 504
+    wait_until(lambda: service.failure is not None)
+    for path in ("/health", "/ready"):
+        assert "no step of the engine" in error_of(call("GET", path, service), 503)["message"]
+    assert error_of(post(service, prompt="a"), 503)["code"] == "engine_unavailable"
+    valve.open.set()
+    wait_until(lambda: service.failure is None)
+    assert call("GET", "/health", service).status_code == 200
+    assert call("GET", "/ready", service).status_code == 200
+
+
+def test_an_engine_without_work_never_stalls(make_service, call, wait_until):
+    service = make_service(stall_s=1e-9)
+    wait_until(lambda: service._batcher._busy_since is None)
+    assert call("GET", "/health", service).status_code == 200

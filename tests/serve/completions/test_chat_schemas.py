@@ -10,9 +10,18 @@ BAD = {
     "max_completion_tokens": [0, "1"],
     "logprobs": [1, "true"],
     "top_logprobs": [1, -1, 21],
-    "response_format": ["text", {"type": "json_object"}],
-    "tools": [[], {}],
+    "response_format": ["text", {"type": "json_schema"}],
+    "tools": [{}, [{"type": "function", "function": {"name": "f"}}]],
+    "tool_choice": ["required", {"type": "function"}],
+    "chat_template_kwargs": [[], {"messages": []}, {"tools": 1}],
+    "documents": [{}, ["a"]],
+    "echo": [True],
 }
+BAD["messages"] += [[{"role": role, "content": None}] for role in ("user", "system", "developer")]
+BAD["messages"] += [
+    [{"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}],
+    [{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": "x"}],
+]
 BAD["messages"] += [
     [{"role": "user", "content": content}]
     for content in (1, [], [{"type": "image_url", "image_url": {"url": ""}}], [{"text": "a"}])
@@ -35,5 +44,40 @@ def test_text_parts_are_lines_and_nulls_are_nothing(chat):
     one = chat(messages=[{"role": "user", "content": "7 + 5?\nQuick."}], max_tokens=4).json()
     message = {"role": "user", "content": parts, "name": None, "tool_calls": None}
     other = chat(messages=[message], max_completion_tokens=4, tools=None, stop=None).json()
+    assert one["choices"] == other["choices"]
+    assert one["usage"]["prompt_tokens"] == other["usage"]["prompt_tokens"]
+
+
+def test_what_clients_send_along_and_send_back(chat):
+    """A developer is the system; an answer's message is one of a conversation as it is."""
+    turns = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "7 + 5?"},
+        {"role": "assistant", "content": ""},
+        {"role": "user", "content": "And?"},
+    ]
+    one = chat(messages=turns, max_tokens=4).json()
+    turns[0] = {"role": "developer", "content": "Be brief."}
+    turns[2] = {
+        "role": "assistant",
+        "content": None,
+        "refusal": None,
+        "annotations": [],
+        "tool_calls": [],
+        "audio": None,
+        "function_call": None,
+    }
+    other = chat(
+        messages=turns,
+        max_tokens=4,
+        tools=[],
+        tool_choice="auto",
+        parallel_tool_calls=True,
+        functions=[],
+        modalities=["text"],
+        verbosity="low",
+        reasoning_effort="low",
+        stream_options=None,
+    ).json()
     assert one["choices"] == other["choices"]
     assert one["usage"]["prompt_tokens"] == other["usage"]["prompt_tokens"]

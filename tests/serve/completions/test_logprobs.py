@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
@@ -19,6 +21,33 @@ def test_logprobs_of_the_chosen_tokens(post, alone):
     assert "".join(logprobs["tokens"]) == choice["text"]
     for piece, offset in zip(logprobs["tokens"], logprobs["text_offset"], strict=True):
         assert choice["text"][offset : offset + len(piece)] == piece
+
+
+def test_a_text_of_a_model_without_a_start_keeps_its_first_token(
+    post, make_service, make_engine, startless_checkpoint
+):
+    """It is the text's own: with echo it comes back, with nothing before it that scores it."""
+    service = make_service(make_engine(startless_checkpoint))
+    tokens = service.tokenizer.encode("the cat sat")
+    body = {"max_tokens": 1, "temperature": 0, "echo": True, "logprobs": 1}
+    for stream in (False, True):
+        given = []
+        for prompt in ("the cat sat", tokens):
+            response = post(service, prompt=prompt, stream=stream, **body)
+            if stream:
+                chunks = [json.loads(line[6:]) for line in response.text.split("\n\n")[:-2]]
+                pieces = [chunk["choices"][0] for chunk in chunks]
+                logprobs = [piece["logprobs"] for piece in pieces if piece["logprobs"]]
+                text = "".join(piece["text"] for piece in pieces)
+                given.append((text, [entry for each in logprobs for entry in each["tokens"]]))
+            else:
+                choice = response.json()["choices"][0]
+                given.append((choice["text"], choice["logprobs"]["tokens"]))
+                assert choice["logprobs"]["token_logprobs"][0] is None
+                assert choice["logprobs"]["text_offset"][0] == 0
+        assert given[0] == given[1]
+        assert given[0][0].startswith("the cat sat")
+        assert len(given[0][1]) == len(tokens) + 1
 
 
 def test_a_scored_prompt_has_one_entry_more_also_at_a_documents_end(

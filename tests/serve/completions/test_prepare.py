@@ -35,6 +35,19 @@ def test_tokens_are_checked_before_the_policy_sees_them(post, make_service, make
         assert response.json()["error"]["param"] == "prompt"
 
 
+@pytest.mark.parametrize("gates", ["policy", None, 0.5, {"answer": "policy"}])
+def test_an_empty_text_without_a_start_is_the_callers_mistake(
+    call, make_service, make_engine, make_policy, startless_checkpoint, error_of, gates
+):
+    policy = make_policy(startless_checkpoint)
+    service = make_service(make_engine(startless_checkpoint), policy=policy)
+    for path in ("/v1/completions", "/v1/routing"):
+        body = {"prompt": "", "gates": gates}
+        error = error_of(call("POST", path, service, json=body), 400)
+        assert "empty" in error["message"]
+        assert error["param"] == "prompt"
+
+
 @pytest.mark.parametrize("trained_on", ["0" * 64, None])
 def test_a_policy_of_another_checkpoint_is_refused(make_service, make_policy, trained_on):
     with pytest.raises(ConfigError, match=trained_on or "unknown"):

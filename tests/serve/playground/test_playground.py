@@ -234,7 +234,8 @@ def test_texts_are_never_markup(page, browser, start_server, checkpoint):
         """
         const text = "<img src=x onerror=alert(1)><b>bold</b>";
         const column = (ending) => ({
-          text: text + ending, answered: true, running: false, output: element("div"),
+          text: text + ending, answered: true, running: false, outcome: "ended",
+          output: element("div"),
         });
         const [a, b, verdict] = [column(text), column(""), element("p")];
         compare(a, b, verdict);
