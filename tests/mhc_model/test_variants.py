@@ -80,6 +80,13 @@ def test_saved_and_loaded_here_and_in_transformers(model, tmp_path, private_modu
     found = theirs.eval()(tokens, gates=gates).logits
     torch.testing.assert_close(found, model(tokens, gates), atol=1e-5, rtol=1e-5)
     assert all(check.passed for check in validate_model(tmp_path / "model"))
+    half = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "model", trust_remote_code=True, dtype=torch.bfloat16
+    )
+    halves = load_checkpoint(tmp_path / "model", dtype=torch.bfloat16).model
+    for name, parameter in (*half.model.named_parameters(), *halves.named_parameters()):
+        precise = "connection." in name or name == "gate_logits"
+        assert parameter.dtype == (torch.float32 if precise else torch.bfloat16), name
 
 
 @torch.no_grad()
