@@ -17,6 +17,7 @@ import json
 import math
 import os
 import re
+import time
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ from mhc_model.running import remove_if_empty
 # Of a line of rows. A text of 64 MiB is as much as ten Bibles.
 LONGEST_ROW = 64 * 2**20
 DEEPEST_ROW = 100
+GONE_WITHIN_S = 2.0
 MOST_DIGITS = 300
 CHUNK = 1 << 20
 JSON_SPACE = b" \t\r\n"
@@ -242,6 +244,8 @@ def locked_directory(directory: Path, taken: str | None) -> Iterator[None]:
 
 
 def _open_locked(directory: Path, taken: str | None) -> int:
+    # A command that was killed a moment ago may not be gone yet.
+    deadline = time.monotonic() + GONE_WITHIN_S
     while True:
         directory.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(directory, os.O_RDONLY)
@@ -252,7 +256,10 @@ def _open_locked(directory: Path, taken: str | None) -> int:
                 return descriptor
         except BlockingIOError:
             os.close(descriptor)
-            raise ConfigError(taken) from None
+            if time.monotonic() > deadline:
+                raise ConfigError(taken) from None
+            time.sleep(0.05)
+            continue
         except BaseException:
             os.close(descriptor)
             raise
