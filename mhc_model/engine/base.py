@@ -123,9 +123,11 @@ class EngineBase(ABC):
         # A form may end with nothing but a document's end.
         if self.tokenizer is not None and (not sampling.ignore_eos or sampling.structure):
             stop_ids.update(self.tokenizer.eos_ids)
+        first = self._matcher(request)
+        matchers = [None if first is None else first.copy() for _ in range(request.n)]
         rows = [
-            Row(request, i, gates.prompt, frozenset(stop_ids), gates.answer, self._matcher(request))
-            for i in range(request.n)
+            Row(request, i, gates.prompt, frozenset(stop_ids), gates.answer, matcher)
+            for i, matcher in enumerate(matchers)
         ]
         self._samples[request.id] = request.n
         for row in rows:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections import OrderedDict
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -24,8 +24,8 @@ from mhc_model.tokenizer import Tokenizer
 if TYPE_CHECKING:
     import llguidance
 
-# Compiled forms that are kept for later requests.
-KEPT = 64
+# Compiled forms that wait for their requests.
+MOST_READY = 256
 MAX_SOURCE = 200_000
 
 
@@ -50,6 +50,10 @@ class Matcher:
 
     def __init__(self, inner: llguidance.LLMatcher) -> None:
         self.inner = inner
+
+    def copy(self) -> Matcher:
+        """Another row at the same place."""
+        return Matcher(self.inner.deep_copy())
 
     def take(self, token: int) -> None:
         """The next token, one that was allowed."""
@@ -79,24 +83,34 @@ class Grammars:
         """
         self._tokenizer, self._vocabulary = tokenizer, vocabulary
         self._tokens: llguidance.LLTokenizer | None = None
-        self._compiled: OrderedDict[Structure, llguidance.LLMatcher] = OrderedDict()
+        self._ready: deque[tuple[Structure, llguidance.LLMatcher]] = deque(maxlen=MOST_READY)
         self._lock = threading.Lock()
 
-    def matcher(self, structure: Structure) -> Matcher:
-        """A row at the beginning of its form.
+    def prepare(self, structure: Structure, count: int = 1) -> None:
+        """Compiles a form for requests to come, which takes up to a second.
 
         Raises:
             EngineError: if the form is malformed or uses what llguidance does not have.
         """
+        compiled = [(structure, self._compile(structure)) for _ in range(count)]
         with self._lock:
-            compiled = self._compiled.get(structure)
-            if compiled is None:
-                compiled = self._compile(structure)
-                if len(self._compiled) == KEPT:
-                    self._compiled.popitem(last=False)
-                self._compiled[structure] = compiled
-            self._compiled.move_to_end(structure)
-            return Matcher(compiled.deep_copy())
+            self._ready.extend(compiled)  # the oldest go, where there are too many
+
+    def matcher(self, structure: Structure) -> Matcher:
+        """A row at the beginning of its form, prepared or compiled now.
+
+        Each request gets one of its own: copies share what llguidance has worked out, and the
+        limits of that.
+
+        Raises:
+            EngineError: as `prepare`.
+        """
+        with self._lock:
+            for entry in self._ready:
+                if entry[0] == structure:
+                    self._ready.remove(entry)
+                    return Matcher(entry[1])
+        return Matcher(self._compile(structure))
 
     def _compile(self, structure: Structure) -> llguidance.LLMatcher:
         import llguidance
@@ -106,13 +120,18 @@ class Grammars:
                 f"the {structure.kind} of the answer's form has {len(structure.source)} "
                 f"characters; it may have {MAX_SOURCE}"
             )
-        if self._tokens is None:
-            self._tokens = _tokens_of(self._tokenizer, self._vocabulary)
+        with self._lock:
+            if self._tokens is None:
+                self._tokens = _tokens_of(self._tokenizer, self._vocabulary)
         try:
             compiled = llguidance.LLMatcher(self._tokens, _grammar(structure), log_level=0)
-            problem = compiled.get_error() if compiled.is_error() else ""
+            first = compiled.deep_copy()
+            first.compute_bitmask()  # some forms cannot even begin
+            problem = first.get_error().partition("\n<state>")[0]
         except ValueError as error:
             problem = str(error)
+        if "NoExtension" in problem:
+            problem = "no text has it"
         if problem:
             raise EngineError(f"the {structure.kind} of the answer's form is refused: {problem}")
         return compiled
@@ -129,6 +148,9 @@ def fill_bits(matchers: Sequence[tuple[Matcher, int]], words: Tensor) -> None:
 
     pairs = [(matcher.inner, row) for matcher, row in matchers]
     llguidance.numpy.fill_next_token_bitmask_par(_executor(), pairs, words.numpy())
+    for matcher, row in matchers:
+        if matcher.failed:
+            words[row] = -1  # the row ends with whatever comes
 
 
 @cache

@@ -141,7 +141,7 @@ class Row:
         self._text = GeneratedText(sampling.stop) if sampling.stop or request.stream else None
         self._shown = 0  # tokens given in deltas
         self._prompt_shown = sampling.prompt_logprobs_from is None
-        self._stopped_by_id = False
+        self._drops_last = False
 
     @property
     def need(self) -> int:
@@ -169,15 +169,18 @@ class Row:
         if not self.tokens:
             return "length" if self.request.sampling.max_tokens == 0 else None
         token = self.tokens[-1]
+        if self.matcher is not None and self.matcher.failed:
+            self._drops_last = True  # nothing said whether it belongs there
+            return "length"
         if token in self.stop_ids:
-            self._stopped_by_id = True
+            self._drops_last = True
             return "stop"
         if tokenizer is not None and self._text is not None:
             may_stop = len(self.tokens) > self.request.sampling.min_tokens
             if self._text.push(tokenizer.token_bytes(token), may_stop):
                 return "stop"
         if self.matcher is not None and self.matcher.over:
-            return "length" if self.matcher.failed else "stop"
+            return "stop"
         if len(self.tokens) >= self.request.sampling.max_tokens:
             return "length"
         return None
@@ -249,7 +252,7 @@ class Row:
         """Number of generated tokens before whatever ended the row."""
         if self._text is not None and self._text.cut is not None:
             return self._text.whole_tokens(self._text.cut)
-        return len(self.tokens) - self._stopped_by_id
+        return len(self.tokens) - self._drops_last
 
     def _prompt_logprobs(self) -> PromptLogprobs | None:
         if self.request.sampling.prompt_logprobs_from is None:

@@ -111,6 +111,11 @@ class ChatTemplate:
             return cls(_read(beside))
         config = Path(checkpoint) / CONFIG_FILE
         source = _read_config(config).get("chat_template") if config.exists() else None
+        if isinstance(source, list):  # several templates, each with a name
+            named = {
+                each.get("name"): each.get("template") for each in source if isinstance(each, dict)
+            }
+            source = named.get("default", source)
         if source is None:
             return cls.default()
         if not isinstance(source, str):

@@ -174,7 +174,8 @@ class Preparer:
     ) -> Prepared:
         gates = self._gates.choose(body.gates, prompts)
         if body.structure is not None and self._grammars is not None:
-            self._grammars.matcher(body.structure)  # compiled here, not on the engine's thread
+            # Here, not on the engine's thread.
+            self._grammars.prepare(body.structure, len(prompts))
         requests = [
             Request(prompt, gates=row, sampling=parameters, n=body.samples, stream=body.stream)
             for prompt, row, parameters in zip(prompts, gates.for_engine, sampling, strict=True)

@@ -160,6 +160,20 @@ def test_it_answers_as_the_engine_does(client, engine):
     assert len(answer.json()["sublayers"]) == 6
 
 
+def test_small_routes_pass_through_the_proxy(client):
+    """HEAD, and what balancers and clients of other servers ask for."""
+    for path in ("/health", "/ping", "/v1/models"):
+        head = client.head(path)
+        assert (head.status_code, head.content) == (200, b"")
+    assert client.get("/version").json()["version"]
+    ids = client.post("/tokenize", json={"prompt": "Question:"}).json()["tokens"]
+    assert client.post("/detokenize", json={"tokens": ids}).json() == {"prompt": "Question:"}
+    body = {**BODY, "structured_outputs": {"regex": "[0-9]{4}"}, "return_token_ids": True}
+    choice = client.post("/v1/completions", json=body).json()["choices"][0]
+    assert choice["text"].isdigit()
+    assert len(choice["text"]) == 4
+
+
 def test_mistakes_and_ids_pass_through_the_proxy(client):
     json_type = {"Content-Type": "application/json"}
     mistakes = [

@@ -93,6 +93,15 @@ def test_it_ends_where_the_tokens_do_and_with_other_limits(speaks):
 
     ten = Structure("regex", "[0-9]{10,30}")
     assert run(ten, max_tokens=4).finish_reason == "length"
+    for temperature in (0.0, 1.0):  # too complex after some tokens
+        endless = run(
+            Structure("regex", "((a{1,100}){1,100}){1,100}"),
+            max_tokens=60,
+            min_tokens=50,
+            temperature=temperature,
+        )
+        assert (endless.finish_reason, set(endless.text)) == ("length", {"a"})
+        assert len(endless.tokens) < 60
     assert re.fullmatch("[0-9]+", run(ten, max_tokens=4).text)
     assert 10 <= len(run(ten, ignore_eos=True).text) <= 30
     assert len(run(Structure("regex", "[ab]*"), min_tokens=9).tokens) >= 9
@@ -114,6 +123,9 @@ def test_it_ends_where_the_tokens_do_and_with_other_limits(speaks):
         (Structure("choice", "[1]"), "at least one text"),
         (Structure("grammar", "start: missing"), "missing"),
         (Structure("regex", "a" * 200_001), "200000"),
+        (Structure("json", '{"$ref": "#"}'), "no text has it"),
+        (Structure("grammar", "start: a\na: b\nb: a"), "no text has it"),
+        (Structure("regex", "(" * 5000 + "a" + ")" * 5000), "regex"),
     ],
 )
 def test_forms_that_cannot_be_followed_are_refused_at_once(speaks, structure, words):

@@ -182,6 +182,12 @@ def test_where_a_template_comes_from(tmp_path, tokenizer):
     config.write_text(json.dumps({**fields, "chat_template": "C{{ messages[0].content }}"}))
     assert text() == "C7 + 5?"
     assert ChatTemplate.load(None, tmp_path).stop == ()
+    several = [{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}]
+    config.write_text(json.dumps({**fields, "chat_template": several}))
+    assert text() == "D"
+    config.write_text(json.dumps({**fields, "chat_template": several[:1]}))
+    with pytest.raises(ConfigError, match="no text but list"):
+        text()
     (tmp_path / "chat_template.jinja").write_text("J{{ messages[0].content }}")
     assert text() == "J7 + 5?"
     (tmp_path / "mine").write_text("M{{ messages[0].content | tojson }}")
