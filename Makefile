@@ -24,7 +24,7 @@ VLLM_BIN := $(VLLM_VENV)/bin
 VLLM_STAMP := $(VLLM_VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: install demo test lint vllm-test clean
+.PHONY: install demo test read-docs lint vllm-test clean
 
 install: $(STAMP)
 
@@ -41,7 +41,11 @@ demo: $(STAMP)
 	$(BIN)/python examples/demo.py $(if $(strip $(DATA)),--data '$(DATA)')
 
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --no-loadscope-reorder -m 'not reading'
+
+# The commands and examples of README and docs, in order, on small models.
+read-docs: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --no-loadscope-reorder -m reading tests/test_reading.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

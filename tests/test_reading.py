@@ -70,6 +70,7 @@ def reader(tmp_path) -> Iterator[Reader]:
         reader.stop_serving()
 
 
+@pytest.mark.reading
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(1800)

@@ -88,6 +88,6 @@ def test_an_error_that_stays_is_not_tried_again(tmp_path, make_config, ray_head)
         status = process.wait(timeout=240)
     output = (tmp_path / "output.txt").read_text()
     assert status == 2, output
-    assert re.fullmatch(r"error: .* is (nan|inf).*lower optimizer\.lr.*", output.splitlines()[-1])
+    assert re.fullmatch(r"error: .* is (nan|inf).*--optimizer\.lr.*", output.splitlines()[-1])
     assert output.count("model of ") == 1  # only one worker ever trained
     assert not list(Path(config.storage, config.name).glob("failure-*"))

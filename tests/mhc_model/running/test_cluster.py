@@ -120,6 +120,7 @@ def test_noise_is_left_out_and_news_is_not(caplog):
     names = list(NO_NEWS)
     with ray_cluster(FakeRay(None), {"address": "auto"}):
         for name, noise in NO_NEWS.items():
+            caplog.set_level(logging.WARNING, name)  # whatever other tests set
             logging.getLogger(name).warning("%s, as always", noise)
             logging.getLogger(name).warning("a worker died")
             logging.getLogger(name).error(noise)
