@@ -127,6 +127,17 @@ class SamplingParams:
             )
 
     @property
+    def penalised(self) -> bool:
+        """Whether there is a presence, frequency or repetition penalty."""
+        penalties = (self.presence_penalty, self.frequency_penalty, self.repetition_penalty)
+        return penalties != (0.0, 0.0, 1.0)
+
+    @property
+    def biased(self) -> bool:
+        """Whether some tokens are favoured, or none but some allowed."""
+        return bool(self.logit_bias) or self.allowed_token_ids is not None
+
+    @property
     def places(self) -> int:
         """Places of the context that an answer may take.
 

@@ -99,6 +99,7 @@ class Row:
         blocks: names of the prompt's whole blocks in the prefix cache.
         slot: row of the cache and of the batch; None while it waits.
         matcher: follows the form of its answer; None for any.
+        is_shaped: it wants other logits than the model's.
         filled: tokens of the prompt whose keys and values are in the cache.
         cached: those of them that came from the prefix cache.
     """
@@ -119,6 +120,8 @@ class Row:
         self.answer_gates = gates if answer_gates is None else answer_gates
         self.stop_ids = stop_ids
         self.matcher = matcher
+        self.is_shaped = matcher is not None or sampling.min_tokens > 0
+        self.is_shaped = self.is_shaped or sampling.penalised or sampling.biased
         self.seed = (sampling.seed + index * _SEED_STEP) & ((1 << 63) - 1)
         self.prompt = list(request.prompt)
         self.blocks: list[bytes] = []

@@ -41,22 +41,16 @@ class Shaped(NamedTuple):
 
     @classmethod
     def of(cls, rows: Sequence[Row]) -> Shaped:
-        each = [row.request.sampling for row in rows]
+        shaped = [row for row in rows if row.is_shaped]
+        if not shaped:
+            return cls()
+        each = [row.request.sampling for row in shaped]
         return cls(
-            penalised=any(map(is_penalised, each)),
-            biased=any(map(is_biased, each)),
+            penalised=any(p.penalised for p in each),
+            biased=any(p.biased for p in each),
             waits=any(p.min_tokens > 0 for p in each),
-            constrained=any(row.matcher is not None for row in rows),
+            constrained=any(row.matcher is not None for row in shaped),
         )
-
-
-def is_penalised(sampling: SamplingParams) -> bool:
-    penalties = (sampling.presence_penalty, sampling.frequency_penalty)
-    return penalties != (0.0, 0.0) or sampling.repetition_penalty != 1.0
-
-
-def is_biased(sampling: SamplingParams) -> bool:
-    return bool(sampling.logit_bias) or sampling.allowed_token_ids is not None
 
 
 class Shaper:
@@ -97,7 +91,7 @@ class Shaper:
         """A row takes a slot; what its last owner wanted is forgotten."""
         sampling = row.request.sampling
         self._put_penalties(row, sampling, slot)
-        if is_biased(sampling):
+        if sampling.biased:
             if self._biases is None:
                 self._biases = self._wide(torch.float32)
             allowed = sampling.allowed_token_ids
@@ -174,7 +168,7 @@ class Shaper:
         return logits - frequency * counts - presence * (counts > 0)
 
     def _put_penalties(self, row: Row, sampling: SamplingParams, slot: int) -> None:
-        if is_penalised(sampling) and self._counts is None:
+        if sampling.penalised and self._counts is None:
             self._counts = self._wide(torch.int32)
             self._prompts = self._wide(torch.bool)
             self._penalties = torch.zeros(self._size, 3, device=self._device)
