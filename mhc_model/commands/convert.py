@@ -19,11 +19,17 @@ class ConvertSettings(Settings):
     """Arguments of the command."""
 
     source: str = Field(
-        description="a directory with config.json and safetensors, a GGUF file, or a name on the "
-        "Hugging Face hub"
+        description="a directory with config.json and safetensors, a GGUF file, a name on the "
+        "Hugging Face hub, or a model of ours, whoever saved it"
     )
     out: str = Field(description="the checkpoint directory to create")
-    streams: int = Field(4, ge=0, le=8, description="residual streams; 0 keeps the model plain")
+    streams: int | None = Field(
+        None,
+        ge=0,
+        le=8,
+        description="residual streams; 0 keeps the model plain; none is 4, or those of a model "
+        "of ours",
+    )
     preset: str = Field("default", description="of the hyper-connections")
     max_seq_len: int | None = Field(None, ge=1, description="a context shorter than the original's")
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
