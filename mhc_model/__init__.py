@@ -9,6 +9,7 @@ The ground, which everything may import:
     errors.py   what goes wrong      settings.py   strict configuration, command lines
     files.py    whole or not at all  config.py     what a model and a policy are
     gates.py    what a caller may give as gates
+    untrusted.py  files that others wrote, read as far as they are what they should be
 
 The rooms, each of which imports only what stands before it:
 

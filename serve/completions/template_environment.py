@@ -23,8 +23,9 @@ from datetime import datetime
 from typing import Any, NoReturn
 
 from jinja2 import TemplateError
+from jinja2.exceptions import SecurityError
 from jinja2.runtime import Context
-from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 MAX_SOURCE = 2**20  # characters of a template; the longest known have about 20,000
 MAX_SIZE = 10**7  # characters or entries that one operation makes

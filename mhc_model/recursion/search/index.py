@@ -60,7 +60,7 @@ class TextIndex:
         passage_chars: int = 960,
         overlap_chars: int = 240,
         embedder: Embedder | None = None,
-        check: Callable[[], None] = lambda: None,
+        check: Callable[[], None] | None = None,
     ) -> None:
         """Reads the text once; 200,000 tokens take about a second, and more with an embedder.
 
@@ -71,7 +71,8 @@ class TextIndex:
                 in at least one passage.
             embedder: for embedding and hybrid search; without it, or in a text without words, all
                 search is lexical.
-            check: called often while the text is read; what it raises ends the reading.
+            check: called often while the text is read; what it raises ends the reading. None asks
+                nobody.
 
         Raises:
             SessionError: for an empty text, an overlap that is no smaller than the passage, or a
@@ -79,6 +80,7 @@ class TextIndex:
         """
         self.text = LongText(text)
         self.sizes = (passage_chars, overlap_chars)
+        check = check or (lambda: None)
         found = read_text(text, passage_chars, overlap_chars, check)
         self.spans, self._window_spans = found.spans, found.window_spans  # (p, 2), (windows, 2)
         self._terms, self._surface = found.terms, found.surface  # a word for each: what is embedded

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from tempfile import TemporaryFile
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -144,7 +145,7 @@ def _read_elsewhere(text: str, size: int, overlap: int, check: Check) -> Lexical
 
 def pack(found: Lexical) -> bytes:
     """As bytes that `unpack` takes."""
-    arrays = {"spans": found.spans, "window_spans": found.window_spans}
+    arrays: dict[str, Any] = {"spans": found.spans, "window_spans": found.window_spans}
     for name, counts in (("passages", found.passages), ("windows", found.windows)):
         arrays |= {f"{name}_{part}": getattr(counts, part) for part in _ARRAYS}
         arrays[f"{name}_count"] = np.array(counts.count)
@@ -165,7 +166,10 @@ def unpack(content: bytes) -> Lexical:
         }
         terms = texts["terms"] if texts["terms"] != [""] else []
         counts = [
-            BM25(*(arrays[f"{name}_{part}"] for part in _ARRAYS), int(arrays[f"{name}_count"]))
+            BM25(
+                **{part: arrays[f"{name}_{part}"] for part in _ARRAYS},
+                count=int(arrays[f"{name}_count"]),
+            )
             for name in ("passages", "windows")
         ]
         return Lexical(
