@@ -10,6 +10,7 @@ The ground, which everything may import:
     files.py    whole or not at all  config.py     what a model and a policy are
     gates.py    what a caller may    mhc_config.py the family of hyper-connections
                 give as gates        running/      how a command says what it does, and stops
+    untrusted.py  files that others wrote, read as far as they are what they should be
 
 The rooms, each of which imports only what stands before it:
 

@@ -125,10 +125,17 @@ class MHCGatesForCausalLM(PreTrainedModel, GenerationMixin):
     def set_output_embeddings(self, value: nn.Module) -> None:
         self.model.head = value
 
-    def resize_token_embeddings(self, *arguments: Any, **options: Any) -> nn.Module:
+    def resize_token_embeddings(
+        self,
+        new_num_tokens: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        mean_resizing: bool = True,
+    ) -> nn.Embedding:
         """As transformers does it; the configuration follows."""
-        embedding = super().resize_token_embeddings(*arguments, **options)
-        size = {"vocab_size": self.get_input_embeddings().weight.shape[0]}
+        embedding = super().resize_token_embeddings(
+            new_num_tokens, pad_to_multiple_of, mean_resizing
+        )
+        size = {"vocab_size": self.model.embedding.num_embeddings}
         self.config.mhc_gates = {**self.config.mhc_gates, **size}
         self.model.config = self.model.config.model_copy(update=size)
         return embedding
@@ -265,8 +272,8 @@ class MHCGatesForCausalLM(PreTrainedModel, GenerationMixin):
         # Padding looks at itself: a row without anything to look at would not be a number.
         seen = (kept[:, None] & (column <= own)) | (column == own)
         cache = None if past is None else cast(KVCache, _CacheOf(past))
-        turns = self.model.turns(positions)
-        attend = Attend(*turns, cache, positions, seen[:, None], weights=weights)
+        cos, sin = self.model.turns(positions)
+        attend = Attend(cos, sin, cache, positions, seen[:, None], weights=weights)
         gates = self.model.checked_gates(gates, b, t)
         return self.model.through_layers(tokens, positions, gates, attend)
 

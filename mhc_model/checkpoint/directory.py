@@ -35,7 +35,7 @@ from mhc_model.checkpoint.found import (
     verified_manifest,
 )
 from mhc_model.checkpoint.remote_code import config_entries, write_remote_code
-from mhc_model.checkpoint.shapes import check_shapes, own_weights, with_tensors
+from mhc_model.checkpoint.shapes import check_shapes, own_names, own_weights, with_tensors
 from mhc_model.checkpoint.weights import WEIGHTS
 from mhc_model.config import ModelConfig
 from mhc_model.decoder import Decoder
@@ -184,7 +184,7 @@ def load_checkpoint(
     weights = own_weights(directory)
     check_shapes(model_config, weights)
     tokenizer = checkpoint_tokenizer(directory)
-    model = with_tensors(model_config, weights.load())
+    model = with_tensors(model_config, own_names(weights.load()))
     model = model.to(device)
     if dtype is not None:
         cast_matrices(model, dtype)

@@ -52,10 +52,10 @@ def own_weights(directory: Path) -> Weights:
         CheckpointError: as `find_weights`.
     """
     weights = find_weights(directory)
-    return Weights(_own_names(weights.files), _own_names(weights.stored))
+    return Weights(own_names(weights.files), own_names(weights.stored))
 
 
-def _own_names(values: Mapping[str, T]) -> dict[str, T]:
+def own_names(values: Mapping[str, T]) -> dict[str, T]:
     """Under the decoder's names."""
     if not all(name.startswith(PREFIX) for name in values):
         return dict(values)

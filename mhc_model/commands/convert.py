@@ -20,11 +20,17 @@ class ConvertSettings(Settings):
     """Arguments of the command."""
 
     source: str = Field(
-        description="a directory with config.json and safetensors, a GGUF file, or a name on the "
-        "Hugging Face hub"
+        description="a directory with config.json and safetensors, a GGUF file, a name on the "
+        "Hugging Face hub, or a model of ours, whoever saved it"
     )
     out: str = Field(description="the checkpoint directory to create")
-    streams: int = Field(4, ge=0, le=8, description="residual streams; 0 keeps the model plain")
+    streams: int | None = Field(
+        None,
+        ge=0,
+        le=8,
+        description="residual streams; 0 keeps the model plain; none is 4, or those of a model "
+        "of ours",
+    )
     preset: str = Field("default", description="of the hyper-connections")
     projection: Projection | None = Field(
         None, description="how logits become H_res; none is the preset's"

@@ -18,6 +18,7 @@ import torch
 from mhc_model.checkpoint import (
     Checkpoint,
     cast_matrices,
+    is_own,
     load_checkpoint,
     save_checkpoint,
     with_tensors,
@@ -30,11 +31,13 @@ from mhc_model.decoder import Decoder
 from mhc_model.errors import ConfigError
 from mhc_model.settings import validate_settings
 
+DEFAULT_STREAMS = 4
+
 
 def convert(
     source: str | Path,
     out: str | Path,
-    streams: int = 4,
+    streams: int | None = None,
     preset: str = "default",
     *,
     mhc: Mapping[str, Any] | None = None,
@@ -45,9 +48,9 @@ def convert(
     """Writes the checkpoint of a pretrained model.
 
     Args:
-        source: what `read_source` takes.
+        source: what `read_source` takes; or a model of ours, as we or transformers saved it.
         out: the checkpoint directory to create.
-        streams: 2 to 8; 0 keeps the model plain.
+        streams: 2 to 8; 0 keeps the model plain. None is 4, or what a model of ours has.
         preset: of the hyper-connections, a name in `PRESETS`.
         mhc: other values of `MHCConfig`, such as {"projection": "identity"}.
         max_seq_len: a shorter context than the original's, for smaller tables and caches.
@@ -63,6 +66,11 @@ def convert(
     """
     if streams == 0 and mhc:
         raise ConfigError(f"streams is 0, a plain model, which has no {', '.join(mhc)}")
+    if is_own(source):
+        if mhc:
+            raise ConfigError(f"{source} is a model of ours: it keeps its {', '.join(mhc)}")
+        return _save_again(Path(source), Path(out), streams, max_seq_len, dtype, overwrite)
+    streams = DEFAULT_STREAMS if streams is None else streams
     connections = None if streams == 0 else equal_at_init(preset, streams, mhc)
     found = read_source(source)
     model = build(found, connections, max_seq_len)
@@ -70,6 +78,35 @@ def convert(
         cast_matrices(model, dtype)
     metadata = {"converted_from": {"source": found.name, "family": found.entries["model_type"]}}
     save_checkpoint(out, model, found.tokenizer, metadata, overwrite)
+    return load_checkpoint(out)
+
+
+def _save_again(
+    source: Path,
+    out: Path,
+    streams: int | None,
+    max_seq_len: int | None,
+    dtype: torch.dtype | None,
+    overwrite: bool,
+) -> Checkpoint:
+    """A model of ours as a checkpoint of ours: its streams are what it has learned, and stay."""
+    loaded = load_checkpoint(source)
+    model, own = loaded.model, loaded.model.config.mhc
+    there = 0 if own is None else own.n_streams
+    if streams not in (None, there):
+        raise ConfigError(
+            f"{source} is a model of ours with {there} streams; it keeps them: leave streams out"
+        )
+    if max_seq_len is not None:
+        tensors = model.state_dict()
+        config = _shorter(model.config, max_seq_len)
+        if config.positions == "learned":
+            tensors["position_embedding.weight"] = model.position_embedding.weight[:max_seq_len]
+        model = with_tensors(config, {name: value.detach() for name, value in tensors.items()})
+    if dtype is not None:
+        cast_matrices(model, dtype)
+    metadata = loaded.metadata or {"converted_from": {"source": str(source)}}
+    save_checkpoint(out, model, loaded.tokenizer, metadata, overwrite)
     return load_checkpoint(out)
 
 

@@ -153,8 +153,9 @@ def _run_converted(
     rows = _token_rows(checkpoint, prompts, new)
     completions: list[list[int]] = [[] for _ in rows]
     if new:
-        sizes = {"max_batch": min(len(rows), 32), "max_seq_len": new + max(map(len, rows))}
-        engine = Engine(checkpoint.model, **sizes, prefix_cache_bytes=0)
+        longest = new + max(map(len, rows))
+        most = min(len(rows), 32)
+        engine = Engine(checkpoint.model, max_batch=most, max_seq_len=longest, prefix_cache_bytes=0)
         sampling = SamplingParams(max_tokens=new, ignore_eos=True)
         requests = [Request(row, sampling=sampling) for row in rows]
         completions = [list(done.tokens) for done in engine.generate(requests)]

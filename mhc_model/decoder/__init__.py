@@ -7,6 +7,7 @@ ground (config, errors, gates) and streams.
     gated.py    its gates: learned, set in their place, those of a batch
     layers.py   one layer: attention, mlp, norms, rotary positions
     cache.py    `KVCache`: keys and values of rows
+    crossing.py  from one sublayer to the next, with hooks or without
     size.py     parameters and FLOPs
 """
 

@@ -24,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mhc_model.config import MHCConfig, ModelConfig
 from mhc_model.decoder.cache import KVCache
+from mhc_model.decoder.crossing import cross, start
 from mhc_model.decoder.gated import Gated
 from mhc_model.decoder.layers import Attend, Layer, Norm, rms_norm, rope_table
 from mhc_model.decoder.size import count_parameters, estimate_flops
@@ -267,7 +268,7 @@ class Decoder(Gated):
         # Tokens are flat between the sublayers, each with the gates of its sequence.
         token_gates = gates.flatten(0, 1) if gates.ndim == 3 else gates.repeat_interleave(t, dim=0)
         first = self.layers[0].attention_connection
-        x, u, coefficients = first.start(x.flatten(0, 1), self.stream_embedding)
+        x, u, coefficients = start(first, x.flatten(0, 1), self.stream_embedding, (b, t))
         for index in range(count):
             x, u, coefficients = self._run_layer(
                 self._stream_layer,
@@ -320,7 +321,7 @@ class Decoder(Gated):
             if after is None:
                 departure = (x, y, coefficients, gate, self.collapse_connection)
                 return x, layer.mlp_connection.collapse(*departure), coefficients
-            x, u, coefficients = after.cross(x, y, coefficients, gate)
+            x, u, coefficients = cross(after, x, y, coefficients, gate, shape)
         return x, u, coefficients
 
     def _plain_layer(self, index: int, x: Tensor, attend: Attend) -> Tensor:

@@ -10,6 +10,7 @@ from mhc_model.recursion.model import CancelToken, Gates, LanguageModel
 from mhc_model.recursion.search import LongText, Passage, cut, windows
 from mhc_model.recursion.settings import SessionSettings
 
+MAX_CHUNKS = 2**16  # of one range
 _SAMPLE = 20_000  # characters from which the characters of a token are estimated
 
 
@@ -107,7 +108,13 @@ class Calls:
         starts = cut(text.text, size, size // 10, start, end)
         chunks: list[Passage] = []
         for first, last in windows(starts, size):
+            self.cancel.check()
             chunks += self._halved(text, first, last, room)
+            if len(chunks) > MAX_CHUNKS:
+                raise SessionError(
+                    f"the range is more than {MAX_CHUNKS} chunks of at most {room} tokens; take a "
+                    f"smaller range"
+                )
         return chunks
 
     def _halved(self, text: LongText, start: int, end: int, room: int) -> list[Passage]:

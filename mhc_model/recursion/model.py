@@ -16,6 +16,7 @@ from mhc_model.errors import CancelledError, EngineError, SessionError
 from mhc_model.gates import RequestGates
 from mhc_model.policy import prompt_observation
 from mhc_model.recursion.search import Embedder, TextIndex
+from mhc_model.recursion.search.lexical import MAX_WINDOWS
 from mhc_model.recursion.settings import SessionSettings
 from mhc_model.tokenizer import Tokenizer
 
@@ -206,17 +207,32 @@ def token_embedder(model: Decoder, tokenizer: Tokenizer) -> Embedder:
 
 
 def index_for(
-    text: str, model: LanguageModel, settings: SessionSettings, passage_chars: int = PASSAGE_CHARS
+    text: str,
+    model: LanguageModel,
+    settings: SessionSettings,
+    passage_chars: int = PASSAGE_CHARS,
+    cancel: CancelToken | None = None,
 ) -> TextIndex:
     """An index whose passages fit into the model's context with a question and an answer.
 
-    They overlap by a quarter. A small context makes them smaller than `passage_chars`.
+    They overlap by a quarter. A small context makes them smaller than `passage_chars`, but never so
+    small that the index of a long text outgrows its bounds: the verbs cut what does not fit.
+
+    Args:
+        text: to be searched.
+        model: reads the passages, and embeds them if it can.
+        settings: of the session.
+        passage_chars: longest passage.
+        cancel: ends the reading from another thread.
 
     Raises:
         SessionError: for an empty text.
+        CancelledError: once cancelled.
     """
     sample = text[:_SAMPLE]
     per_token = len(sample) / max(1, model.count_tokens(sample))
     room = _TEXT_SHARE * (model.context - settings.max_tokens)
     size = max(8, min(passage_chars, int(per_token * room)))
-    return TextIndex(text, size, size // 4, model.embedder)
+    size = max(size, 8 * len(text) // MAX_WINDOWS + 1)
+    check = (cancel or CancelToken()).check
+    return TextIndex(text, size, size // 4, model.embedder, check)

@@ -260,21 +260,28 @@ class HyperConnection(nn.Module):
             return _unflatten(new, lead), *self._arrive(new, lead, previous.pre)
 
     def forward(
-        self, x: Tensor, sublayer: Callable[[Tensor], Tensor], gate: Tensor | None = None
-    ) -> Tensor:
-        """One whole sublayer with its residual, for models of one's own; with `single_pass` the
-        first one, as nothing hands it an H_pre.
+        self,
+        x: Tensor,
+        sublayer: Callable[[Tensor], Tensor] | None = None,
+        gate: Tensor | None = None,
+        handed: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, Coefficients]:
+        """One whole sublayer with its residual, for models of one's own; or what one reads.
 
         Args:
             x: (b, t, n, c) streams.
-            sublayer: maps (b, t, c), already normalised, to (b, t, c).
+            sublayer: maps (b, t, c), already normalised, to (b, t, c). None gives what `enter`
+                gives: so the decoder calls a connection that has hooks.
             gate: (b,) in [0, 1]; None is 1, the full H_res.
+            handed: (b, t, n) with `single_pass`, as in `enter`.
 
         Returns:
-            (b, t, n, c).
+            (b, t, n, c), or what the sublayer reads (b, t, c) and the coefficients.
         """
+        if sublayer is None:
+            return self.enter(x, handed)
         shape, lead, x = x.shape, x.shape[:-2], _tokens(x, 2)
-        u, (_, post, res) = self.enter(x)
+        u, (_, post, res) = self.enter(x, None if handed is None else _tokens(handed, 1))
         y = _tokens(sublayer(_unflatten(u, lead)), 1)
         if gate is not None:
             res = _tokens(gated(_unflatten(res, lead), gate), 2)

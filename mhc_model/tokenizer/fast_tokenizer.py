@@ -89,6 +89,7 @@ class FastTokenizer(Tokenizer):
         vocab_size: int | None = None,
         eos_ids: Sequence[int] = (),
         source: str = "the tokenizer",
+        separator: str | None = None,
     ) -> FastTokenizer:
         """A source's own tokenizer.
 
@@ -98,6 +99,7 @@ class FastTokenizer(Tokenizer):
             vocab_size: of the model; None takes the tokenizer's.
             eos_ids: those that the model's own configuration names; the tokenizer's is added.
             source: named in errors.
+            separator: name of the token that begins and ends each text, where there is one.
 
         Raises:
             CheckpointError: as the constructor, or if tokenizer_config.json is malformed.
@@ -105,7 +107,13 @@ class FastTokenizer(Tokenizer):
         config = _read_config(files, source)
         fast = _read_fast(files[FAST_FILE], source)
         bos, eos = (_named_id(fast, config.get(f"{name}_token")) for name in ("bos", "eos"))
-        begins = fast.encode("").ids[:1] == [bos] or config.get("add_bos_token") is True
+        if separator is not None:
+            bos = eos = _named_id(fast, separator)
+        begins = (
+            separator is not None
+            or fast.encode("").ids[:1] == [bos]
+            or config.get("add_bos_token") is True
+        )
         ends = [*eos_ids, *([] if eos is None or eos in eos_ids else [eos])]
         size = fast.get_vocab_size() if vocab_size is None else vocab_size
         return cls(files, size, bos if begins else None, ends, source)

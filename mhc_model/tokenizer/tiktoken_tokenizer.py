@@ -31,6 +31,7 @@ from mhc_model.tokenizer.base import (
     FAST_FILE,
     PROBE,
     RANKS_FILE,
+    TEMPLATE_FILE,
     Tokenizer,
     without_surrogates,
 )
@@ -62,13 +63,16 @@ _TOO_MUCH_WHITESPACE = re.compile(rf"(?<!\s)\s{{{MAX_WHITESPACE_RUN + 1}}}")
 class TiktokenTokenizer(Tokenizer):
     """A rank table, a pattern and one special token."""
 
-    def __init__(self, ranks: dict[bytes, int], pattern: str, special: str) -> None:
+    def __init__(
+        self, ranks: dict[bytes, int], pattern: str, special: str, template: bytes | None = None
+    ) -> None:
         """Builds a tokenizer from a vocabulary.
 
         Args:
             ranks: token bytes -> id; ids are 0 .. len(ranks) - 1, and every single byte is there.
             pattern: regular expression of the pieces; what it does not match would be lost.
             special: name of the token that separates documents; its id is len(ranks).
+            template: chat_template.jinja, which is saved with the tokenizer.
 
         Raises:
             DataError: if the ranks have gaps or lack a byte, or the pattern is not one.
@@ -78,6 +82,7 @@ class TiktokenTokenizer(Tokenizer):
             raise DataError("the special token has an empty name; name it, for example <|bos|>")
         self.pattern = pattern
         self.special = special
+        self._template = template
         self.bos_id = len(ranks)
         self.eos_ids = (self.bos_id,)
         self.special_tokens = {special: self.bos_id}
@@ -161,19 +166,31 @@ class TiktokenTokenizer(Tokenizer):
             CheckpointError: if a file is missing or malformed.
         """
         directory = Path(directory)
+        pattern, special = cls.read_rules(directory)
+        template = directory / TEMPLATE_FILE
+        try:
+            ranks = _read_ranks(directory / RANKS_FILE)
+            kept = read_file(template) if template.exists() else None
+            return cls(ranks, pattern, special, kept)
+        except DataError as error:
+            raise CheckpointError(f"tokenizer in {directory}: {error}") from None
+
+    @staticmethod
+    def read_rules(directory: Path) -> tuple[str, str]:
+        """The pattern and the special token that tokenizer_config.json names.
+
+        Raises:
+            CheckpointError: if it is missing or malformed.
+        """
         path = directory / CONFIG_FILE
         try:
-            fields = parse_object(read_file(path), str(path))["mhc_gates"]
-            pattern, special = str(fields["pattern"]), str(fields["special"])
+            fields = parse_object(read_file(path, MAX_TOKENIZER), str(path))["mhc_gates"]
+            return str(fields["pattern"]), str(fields["special"])
         except (KeyError, TypeError):
             raise CheckpointError(
                 f"{path} is malformed: it must be JSON with mhc_gates.pattern and "
                 f"mhc_gates.special; save the tokenizer again"
             ) from None
-        try:
-            return cls.from_file(directory / RANKS_FILE, pattern, special)
-        except DataError as error:
-            raise CheckpointError(f"tokenizer in {directory}: {error}") from None
 
     def encode(self, text: str, bos: bool = False) -> list[int]:
         """Token ids of `text`; a special token's name in it is ordinary text.
@@ -226,6 +243,7 @@ class TiktokenTokenizer(Tokenizer):
             RANKS_FILE: "".join(lines).encode(),
             CONFIG_FILE: config.encode(),
             FAST_FILE: fast_tokenizer_json(tokens, self.pattern, self.special).encode(),
+            **({} if self._template is None else {TEMPLATE_FILE: self._template}),
         }
 
     def _config(self) -> dict[str, Any]:

@@ -169,7 +169,7 @@ class _Run:
         settings = SessionSettings.model_validate(
             body.model_dump(include={"budget_tokens", "max_depth", "k", "max_tokens"})
         )
-        index = index_for(body.text, self._model, settings)
+        index = index_for(body.text, self._model, settings, cancel=self.cancel)
         session = Session(index, self._model, settings, body.gates, self.cancel, self._tell)
         try:
             if body.program is not None:

@@ -254,3 +254,91 @@ def test_config_round_trip_and_contradictions() -> None:
         MHCGatesConfig.from_model_config(config, hidden_size=65)
     with pytest.raises(ConfigError, match="n_layer"):
         MHCGatesConfig(mhc_gates={"n_layer": 3})
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pads", ["none", "left", "right"])
+def test_a_cache_gives_what_the_whole_sequence_does(directory: Path, pads: str) -> None:
+    model = MHCGatesForCausalLM.from_pretrained(directory)
+    tokens = random_tokens(3, 14)
+    mask = torch.ones_like(tokens)
+    if pads != "none":
+        mask[1, : 5 if pads == "left" else 0] = 0
+        mask[2, 14 if pads == "left" else 9 :] = 0
+    expected = model(tokens, attention_mask=mask).logits
+    past, found = None, []
+    for first, last in ((0, 6), (6, 7), (7, 14)):
+        output = model(
+            tokens[:, first:last],
+            attention_mask=mask[:, :last],
+            past_key_values=past,
+            use_cache=True,
+        )
+        past = output.past_key_values
+        found.append(output.logits)
+    assert past.get_seq_length() == 14
+    kept = mask.bool()
+    torch.testing.assert_close(torch.cat(found, 1)[kept], expected[kept], rtol=0, atol=1e-5)
+    assert model(tokens).past_key_values is None
+    assert model(tokens, use_cache=True, return_dict=False)[1] is not None
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("options", [{}, {"cache_implementation": "static"}, {"num_beams": 2}])
+def test_generation_with_a_cache_is_that_without(
+    mhc_pair: tuple[Decoder, MHCGatesForCausalLM], options: dict[str, object]
+) -> None:
+    _, model = mhc_pair
+    tokens, rows = random_tokens(2, 9), torch.rand(2, 6)
+    mask = torch.ones_like(tokens)
+    mask[0, :4] = 0
+    given = {"attention_mask": mask, "gates": rows, "num_beams": options.get("num_beams", 1)}
+    expected = generate(model, tokens, 8, use_cache=False, **given)
+    assert torch.equal(generate(model, tokens, 8, use_cache=True, **{**given, **options}), expected)
+
+
+@torch.no_grad()
+def test_hidden_states_and_attentions(directory: Path) -> None:
+    model = MHCGatesForCausalLM.from_pretrained(directory)
+    tokens, decoder = random_tokens(2, 9), model.model
+    output = model(tokens, output_hidden_states=True, output_attentions=True)
+    assert [x.shape for x in output.hidden_states] == [(2, 9, 32)] * 4
+    torch.testing.assert_close(output.logits, decoder(tokens), rtol=0, atol=1e-5)
+    last = output.hidden_states[-1]
+    torch.testing.assert_close(last, decoder.hidden(tokens), rtol=0, atol=1e-5)
+    if decoder.config.mhc is not None:
+        for i in (1, 2):
+            expected = decoder.hidden_after(tokens, i)
+            torch.testing.assert_close(output.hidden_states[i], expected, rtol=1e-4, atol=1e-4)
+    assert [a.shape for a in output.attentions] == [(2, 4, 9, 9)] * 3
+    for weights in output.attentions:
+        torch.testing.assert_close(weights.sum(-1), torch.ones(2, 4, 9), rtol=0, atol=1e-5)
+        assert not weights.triu(1).any()
+    plain = model(tokens)
+    assert (plain.hidden_states, plain.attentions) == (None, None)
+    assert decoder.watch is None
+    made = model.generate(
+        tokens, max_new_tokens=3, eos_token_id=None, pad_token_id=0, output_hidden_states=True,
+        output_attentions=True, return_dict_in_generate=True,
+    )  # fmt: skip
+    assert [len(step) for step in made.hidden_states] == [4] * 3
+    assert made.attentions[-1][0].shape == (2, 4, 1, 11)
+
+
+def test_gradient_checkpointing_gives_the_same_gradients(directory: Path) -> None:
+    model = MHCGatesForCausalLM.from_pretrained(directory).train()
+    tokens = random_tokens(2, 9)
+    gradients = []
+    for enabled in (False, True):
+        model.zero_grad()
+        if enabled:
+            model.gradient_checkpointing_enable()
+        assert model.is_gradient_checkpointing is enabled
+        assert model.model.gradient_checkpointing is enabled
+        output = model(tokens, labels=tokens, output_hidden_states=True)
+        (output.loss + output.hidden_states[1].square().mean()).backward()
+        gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    model.gradient_checkpointing_disable()
+    assert not model.model.gradient_checkpointing
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mhc_model.errors import SessionError
-from mhc_model.recursion.search.text import LongText, Passage, cut, windows
-from mhc_model.recursion.search.words import query_terms, stem, words
+from mhc_model.recursion.search.lexical import read_text
+from mhc_model.recursion.search.text import LongText, Passage
+from mhc_model.recursion.search.words import query_terms
 
 SearchMode = Literal["hybrid", "lexical", "embedding"]
 Embed = Callable[[Sequence[str]], Tensor]
@@ -24,13 +25,9 @@ Embed = Callable[[Sequence[str]], Tensor]
 MAX_RESULTS = 100
 MAX_QUERY = 2000  # characters
 
-# Robertson's usual values: saturation of a term's count, and how much length counts.
-K1, B = 1.2, 0.75
 # Reciprocal rank fusion (Cormack, Clarke and Büttcher 2009): 1 / (60 + rank), summed over rankings.
 # Embeddings count half: alone they find less (docs/recursion.md), and untrained ones nothing.
 FUSION, EMBEDDING_SHARE = 60, 0.5
-# Size and overlap of windows, as shares of a passage's.
-WINDOW = (1 / 4, 1 / 8)
 _BLOCK = 2048  # terms embedded at a time: bounds the memory of indexing
 
 
@@ -48,53 +45,6 @@ class Embedder:
     unit: Literal["words", "texts"]
 
 
-class BM25:
-    """Which spans of a text hold which terms, and BM25's weights of them.
-
-    Attributes:
-        idf: (w,) weight of each term.
-        holders: spans that hold a term; those of term i are from offsets[i] to offsets[i + 1].
-        weights: the term's saturated count in each of them.
-    """
-
-    def __init__(
-        self, ids: NDArray[np.int32], places: NDArray[np.int64], spans: NDArray[np.int64], w: int
-    ) -> None:
-        """Counts.
-
-        Args:
-            ids: the term of each word of the text, 0 to w - 1.
-            places: where each word starts, ascending.
-            spans: (s, 2) start and end of each span.
-            w: number of terms.
-        """
-        bounds = np.searchsorted(places, spans)  # (s, 2): a word belongs to where it starts
-        rows = [np.unique(ids[first:last], return_counts=True) for first, last in bounds]
-        terms = np.concatenate([row[0] for row in rows])
-        counts = np.concatenate([row[1] for row in rows]).astype(np.float32)
-        holders = np.repeat(np.arange(len(rows), dtype=np.int32), [len(row[0]) for row in rows])
-        order = np.argsort(terms, kind="stable")
-        lengths = (bounds[:, 1] - bounds[:, 0]).astype(np.float32)
-        self.holders: NDArray[np.int32] = holders[order]
-        counts, relative = counts[order], lengths[self.holders] / max(1.0, float(lengths.mean()))
-        saturated = counts * (K1 + 1) / (counts + K1 * (1 - B + B * relative))
-        self.weights: NDArray[np.float32] = saturated.astype(np.float32)
-        self.offsets = np.searchsorted(terms[order], np.arange(w + 1))
-        frequency = np.diff(self.offsets)
-        self.idf: NDArray[np.float32] = np.log1p(
-            (len(rows) - frequency + 0.5) / (frequency + 0.5)
-        ).astype(np.float32)
-        self._spans = len(rows)
-
-    def score(self, terms: Sequence[int]) -> NDArray[np.float64]:
-        """(s,) sum over the terms; 0 where none occurs."""
-        scores = np.zeros(self._spans)
-        for term in terms:
-            part = slice(self.offsets[term], self.offsets[term + 1])
-            scores[self.holders[part]] += self.idf[term] * self.weights[part]
-        return scores
-
-
 class TextIndex:
     """Passages of a text and what is needed to search them. Immutable after construction.
 
@@ -110,6 +60,7 @@ class TextIndex:
         passage_chars: int = 960,
         overlap_chars: int = 240,
         embedder: Embedder | None = None,
+        check: Callable[[], None] | None = None,
     ) -> None:
         """Reads the text once; 200,000 tokens take about a second, and more with an embedder.
 
@@ -118,22 +69,34 @@ class TextIndex:
             passage_chars: longest passage.
             overlap_chars: shared by neighbouring passages; what is not longer than this lies whole
                 in at least one passage.
-            embedder: for embedding and hybrid search; without it all search is lexical.
+            embedder: for embedding and hybrid search; without it, or in a text without words, all
+                search is lexical.
+            check: called often while the text is read; what it raises ends the reading. None asks
+                nobody.
 
         Raises:
-            SessionError: for an empty text or an overlap that is no smaller than the passage.
+            SessionError: for an empty text, an overlap that is no smaller than the passage, or a
+                text of too many passages.
         """
         self.text = LongText(text)
         self.sizes = (passage_chars, overlap_chars)
-        starts = cut(text, passage_chars, overlap_chars)
-        self.spans = np.array(list(windows(starts, passage_chars)), dtype=np.int64)  # (p, 2)
-        self._terms: dict[str, int] = {}
-        self._surface: list[str] = []  # a word of the text for each term: what is embedded
-        self._count(text)
+        check = check or (lambda: None)
+        found = read_text(text, passage_chars, overlap_chars, check)
+        self.spans, self._window_spans = found.spans, found.window_spans  # (p, 2), (windows, 2)
+        self._terms, self._surface = found.terms, found.surface  # a word for each: what is embedded
+        self._words, self._windows = found.passages, found.windows
+        # The windows that lie whole in passage i are those from _inside[i, 0] to _inside[i, 1].
+        self._inside = np.stack(
+            [
+                np.searchsorted(self._window_spans[:, 0], self.spans[:, 0]),
+                np.searchsorted(self._window_spans[:, 1], self.spans[:, 1], "right"),
+            ],
+            axis=1,
+        )
         self._embedder = embedder
         self._vectors: Tensor | None = None
-        if embedder is not None:
-            self._vectors = self._embed_windows(embedder)
+        if embedder is not None and self._surface:
+            self._vectors = self._embed_windows(embedder, check)
 
     def __len__(self) -> int:
         return len(self.spans)
@@ -194,30 +157,6 @@ class TextIndex:
         if mode == "embedding" and not self.has_embeddings:
             raise SessionError("this index has no embeddings; search with mode 'lexical'")
 
-    def _count(self, text: str) -> None:
-        """Reads the words: the terms with a word for each, and the counts of passages, windows."""
-        ids, places = [], []
-        for word, place in words(text):
-            number = self._terms.setdefault(stem(word), len(self._terms))
-            if number == len(self._surface):
-                self._surface.append(word)
-            ids.append(number)
-            places.append(place)
-        found = (np.array(ids, dtype=np.int32), np.array(places, dtype=np.int64))
-        size, overlap = (max(2, round(share * self.sizes[0])) for share in WINDOW)
-        spans = np.array(list(windows(cut(text, size, overlap), size)), dtype=np.int64)
-        self._words = BM25(*found, self.spans, len(self._terms))
-        self._window_spans = spans
-        self._windows = BM25(*found, spans, len(self._terms))
-        # The windows that lie whole in passage i are those from _inside[i, 0] to _inside[i, 1].
-        self._inside = np.stack(
-            [
-                np.searchsorted(spans[:, 0], self.spans[:, 0]),
-                np.searchsorted(spans[:, 1], self.spans[:, 1], "right"),
-            ],
-            axis=1,
-        )
-
     def _lexical(self, query: str) -> NDArray[np.float64]:
         """(p,) BM25 of the passage and of its best window; -inf where no term occurs."""
         numbers = [self._terms[term] for term in query_terms(query) if term in self._terms]
@@ -251,23 +190,25 @@ class TextIndex:
         best = np.maximum.reduceat(padded, self._inside.ravel())[::2]
         return np.where(last > first, best, -np.inf)
 
-    def _embed_windows(self, embedder: Embedder) -> Tensor:
+    def _embed_windows(self, embedder: Embedder, check: Callable[[], None]) -> Tensor:
         """(windows, c) of unit length: of their texts, or of their terms by BM25's weights."""
         if embedder.unit == "texts":
             texts = [self.text.text[start:end] for start, end in self._window_spans]
-            blocks = [texts[at : at + _BLOCK] for at in range(0, len(texts), _BLOCK)]
             self._centre = _mean(texts, embedder)
-            return torch.cat([self._centred(block, embedder) for block in blocks])
+            parts = []
+            for at in range(0, len(texts), _BLOCK):
+                check()
+                parts.append(self._centred(texts[at : at + _BLOCK], embedder))
+            return torch.cat(parts)
         # With the space before it a word is the token that it is within a text.
         found = [f" {word}" for word in self._surface]
-        if not found:
-            raise SessionError("the text holds no words; leave the embedder out")
         self._centre = _mean(found, embedder)
         total = torch.zeros(len(self._window_spans), len(self._centre))
         for first in range(0, len(found), _BLOCK):
+            check()
             vectors = self._centred(found[first : first + _BLOCK], embedder)
             self._add_terms(total, vectors, first)
-        return _unit(total)
+        return total.div_(total.norm(dim=-1, keepdim=True).clamp_min(1e-12))
 
     def _add_terms(self, total: Tensor, vectors: Tensor, first: int) -> None:
         """Adds the terms first, first + 1, ... with these vectors to the windows' sums."""

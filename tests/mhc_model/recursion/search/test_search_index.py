@@ -13,14 +13,14 @@ import torch
 from benchmarks.planted_facts import generated_text
 from mhc_model.errors import SessionError
 from mhc_model.recursion import Embedder, TextIndex
-from mhc_model.recursion.search.index import BM25, K1, B
+from mhc_model.recursion.search.bm25 import BM25, K1, B
 
 
 def test_bm25_is_the_formula():
     # Two spans of 3 and 1 words over terms 0 1 0 | 1.
     ids = np.array([0, 1, 0, 1], dtype=np.int32)
     places = np.array([0, 2, 4, 6])
-    scores = BM25(ids, places, np.array([[0, 6], [6, 8]]), 2).score([0, 1])
+    scores = BM25.of(ids, places, np.array([[0, 6], [6, 8]]), 2).score([0, 1])
     rare, common = math.log1p((2 - 1 + 0.5) / 1.5), math.log1p((2 - 2 + 0.5) / 2.5)
 
     def weight(count: int, length: int) -> float:
