@@ -35,7 +35,7 @@ from mhc_model.checkpoint.remote_code import (
     shape_entries,
     write_remote_code,
 )
-from mhc_model.checkpoint.shapes import state_shapes, unfilled, with_tensors
+from mhc_model.checkpoint.shapes import PREFIX, state_shapes, unfilled, with_tensors
 from mhc_model.checkpoint.validate import Check, validate_model
 from mhc_model.checkpoint.weights import INDEX, WEIGHTS, Weights, find_weights
 
@@ -43,6 +43,7 @@ __all__ = [
     "INDEX",
     "MANIFEST",
     "MODEL_TYPE",
+    "PREFIX",
     "WEIGHTS",
     "Check",
     "Checkpoint",

@@ -20,7 +20,7 @@ from vllm.model_executor.layers.attention import Attention as PagedAttention
 from vllm.platforms import current_platform
 from vllm.sequence import IntermediateTensors
 
-from mhc_model.checkpoint import cast_matrices
+from mhc_model.checkpoint import PREFIX, cast_matrices
 from mhc_model.config import ModelConfig
 from mhc_model.decoder import Attend, Attention, Decoder, quiet_about_mixing
 from mhc_model.errors import CheckpointError, ConfigError, EngineError
@@ -157,14 +157,16 @@ class MHCGatesForVLLM(nn.Module):
 
     @torch.no_grad()
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
-        """Copies the tensors of our model.safetensors, whose names are the decoder's.
+        """Copies the tensors of our model.safetensors, whose names are the decoder's, or those of
+        what transformers saved.
 
         Raises:
             CheckpointError: for an unknown name, a wrong shape, or a tensor that is missing.
         """
         expected = dict(self.decoder.named_parameters())
         loaded: set[str] = set()
-        for name, value in weights:
+        for stored, value in weights:
+            name = stored.removeprefix(PREFIX)  # transformers' own
             if name not in expected:
                 raise CheckpointError(f"the checkpoint has the unknown tensor {name!r}")
             if value.shape != expected[name].shape:
