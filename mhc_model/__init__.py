@@ -7,10 +7,9 @@ FastAPI or the packages beside this one.
 The ground, which everything may import:
 
     errors.py   what goes wrong      settings.py   strict configuration, command lines
-    files.py    whole or not at all  config.py     what a model and a policy are
+    files/      whole or not at all  config.py     what a model and a policy are
     gates.py    what a caller may    mhc_config.py the family of hyper-connections
                 give as gates        running/      how a command says what it does, and stops
-    untrusted.py  files that others wrote, read as far as they are what they should be
 
 The rooms, each of which imports only what stands before it:
 

@@ -25,9 +25,9 @@ from torch.nn import functional as F
 from mhc_model.config import ActionSpace, Observation, PolicyConfig
 from mhc_model.decoder import Decoder
 from mhc_model.errors import CheckpointError
+from mhc_model.files import Stored, read_object, stored_tensors
 from mhc_model.gates import SUBLAYERS
 from mhc_model.settings import validate_settings
-from mhc_model.untrusted import Stored, read_object, stored_tensors
 
 __all__ = [
     "ActionSpace",

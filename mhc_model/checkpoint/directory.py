@@ -40,10 +40,9 @@ from mhc_model.checkpoint.weights import WEIGHTS
 from mhc_model.config import ModelConfig
 from mhc_model.decoder import Decoder
 from mhc_model.errors import CheckpointError
-from mhc_model.files import file_sha256
+from mhc_model.files import file_sha256, read_object
 from mhc_model.settings import validate_settings
 from mhc_model.tokenizer import FAST_FILE, RANKS_FILE, Tokenizer, load_tokenizer
-from mhc_model.untrusted import read_object
 
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 

@@ -15,10 +15,9 @@ from typing import Any
 
 from mhc_model.checkpoint.weights import INDEX, WEIGHTS, find_weights
 from mhc_model.errors import CheckpointError
-from mhc_model.files import file_sha256
+from mhc_model.files import check_regular, file_sha256, plain_names, read_object
 from mhc_model.tokenizer import CONFIG_FILE as TOKENIZER_CONFIG
 from mhc_model.tokenizer import FAST_FILE, RANKS_FILE
-from mhc_model.untrusted import check_regular, plain_names, read_object
 
 FORMAT = 1
 CONFIG, MANIFEST = "config.json", "manifest.json"

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mhc_model.errors import CheckpointError
-from mhc_model.untrusted import (
+from mhc_model.files import (
     FLOATS,
     Stored,
     check_regular,

@@ -23,8 +23,8 @@ from mhc_model.conversion.gguf_metadata import INTERLEAVED, Metadata, config_ent
 from mhc_model.conversion.gguf_tokenizer import gguf_tokenizer
 from mhc_model.conversion.state_dicts import check_stored
 from mhc_model.errors import CheckpointError
+from mhc_model.files import Stored
 from mhc_model.tokenizer import FastTokenizer
-from mhc_model.untrusted import Stored
 
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 OUTSIDE = {

@@ -12,7 +12,7 @@ import struct
 from pathlib import Path
 
 from mhc_model.errors import CheckpointError
-from mhc_model.untrusted import check_regular
+from mhc_model.files import check_regular
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)

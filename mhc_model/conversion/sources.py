@@ -14,8 +14,8 @@ from mhc_model.checkpoint import INDEX, WEIGHTS, find_weights
 from mhc_model.conversion.families import family_of
 from mhc_model.conversion.state_dicts import check_stored
 from mhc_model.errors import CheckpointError
+from mhc_model.files import read_object, token_ids
 from mhc_model.tokenizer import FAST_FILE, FastTokenizer, tokenizer_files
-from mhc_model.untrusted import read_object, token_ids
 
 CONFIG = "config.json"
 HUB_FILES = (CONFIG, "*.safetensors", INDEX, "generation_config.json", "tokenizer*.json", "*.jinja")

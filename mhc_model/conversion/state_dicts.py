@@ -12,7 +12,7 @@ from mhc_model.checkpoint import state_shapes
 from mhc_model.config import ModelConfig
 from mhc_model.conversion.families import Family, Rule
 from mhc_model.errors import CheckpointError
-from mhc_model.untrusted import Stored
+from mhc_model.files import Stored
 
 
 def plain_shapes(config: ModelConfig, source: str = "the configuration") -> dict[str, torch.Size]:

@@ -15,6 +15,13 @@ from typing import Any
 import tokenizers
 
 from mhc_model.errors import CheckpointError, DataError
+from mhc_model.files import (
+    MAX_TOKENIZER,
+    parse_object,
+    read_file,
+    token_ids,
+    without_panics,
+)
 from mhc_model.tokenizer.base import (
     CONFIG_FILE,
     FAST_FILE,
@@ -24,13 +31,6 @@ from mhc_model.tokenizer.base import (
     without_surrogates,
 )
 from mhc_model.tokenizer.tokenizer_json import byte_alphabet
-from mhc_model.untrusted import (
-    MAX_TOKENIZER,
-    parse_object,
-    read_file,
-    token_ids,
-    without_panics,
-)
 
 MAX_IDS = 2**24  # of a vocabulary; the largest known have about a million
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from mhc_model.errors import CheckpointError, DataError
+from mhc_model.files import MAX_TOKENIZER, read_file
 from mhc_model.tokenizer.base import CONFIG_FILE, FAST_FILE, RANKS_FILE, TEMPLATE_FILE, Tokenizer
 from mhc_model.tokenizer.fast_tokenizer import FastTokenizer, tokenizer_files
 from mhc_model.tokenizer.tiktoken_tokenizer import TiktokenTokenizer
-from mhc_model.untrusted import MAX_TOKENIZER, read_file
 
 
 def load_tokenizer(directory: str | Path) -> Tokenizer:

@@ -26,6 +26,13 @@ import rustbpe
 import tiktoken
 
 from mhc_model.errors import CheckpointError, ConfigError, DataError
+from mhc_model.files import (
+    MAX_TOKENIZER,
+    check_regular,
+    parse_object,
+    read_file,
+    without_panics,
+)
 from mhc_model.tokenizer.base import (
     CONFIG_FILE,
     FAST_FILE,
@@ -36,13 +43,6 @@ from mhc_model.tokenizer.base import (
     without_surrogates,
 )
 from mhc_model.tokenizer.tokenizer_json import fast_tokenizer_json
-from mhc_model.untrusted import (
-    MAX_TOKENIZER,
-    check_regular,
-    parse_object,
-    read_file,
-    without_panics,
-)
 
 # Both patterns avoid possessive quantifiers, `$` and (?i:...): tokenizer.json is read by another
 # regular expression engine, which would understand these differently.

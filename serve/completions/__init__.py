@@ -9,9 +9,7 @@ A request's way:
     schemas.py        bodies and responses of completions
     structures.py     the form that an answer is to have
     chat_schemas.py   those of chat completions
-    chat_template.py  from a conversation to a prompt
-    template_environment.py  what templates run in, and a process to try them in
-    stand_ins.py      what a caller wrote, kept from becoming control tokens
+    chat_template/    from a conversation to a prompt
     gates.py          gates of a body: their forms, the numbers behind them, where these come from
     prepare.py        from a body to the engine's requests: tokens, gates, sampling
     batcher.py        the thread that drives the engine for all callers

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from mhc_model import CheckpointError, DataError
-from mhc_model.untrusted import (
+from mhc_model.files import (
     parse_object,
     plain_names,
     read_file,

@@ -9,16 +9,16 @@ from typing import Any, NamedTuple
 from jinja2 import TemplateError
 
 from mhc_model.errors import CheckpointError, ConfigError
+from mhc_model.files import MAX_TOKENIZER, read_file, read_object
 from mhc_model.tokenizer import CONFIG_FILE, TEMPLATE_FILE, Tokenizer
-from mhc_model.untrusted import MAX_TOKENIZER, read_file, read_object
-from serve.completions.stand_ins import StandIns
-from serve.completions.template_environment import (
+from serve.completions.chat_template.environment import (
     FAULTS,
     OVERRUNS,
     limited_time,
     make_environment,
     try_template,
 )
+from serve.completions.chat_template.stand_ins import StandIns
 
 # Fits base models trained on "Question: ...\nAnswer: ..." documents.
 DEFAULT_TEMPLATE = """\

@@ -1,75 +1,32 @@
-"""Files: written whole or not at all, files of one JSON value a line, their hashes; and directories
-that one process at a time writes to.
+"""Rows: one JSON value a line, read in one way, whoever reads them.
 
-Rows (JSON lines) are read in one way, whoever reads them: a line may end with CR and LF, a blank
-line is passed over, a file may begin with a byte order mark. What JSON leaves open is refused: keys
-that occur twice, and numbers that are out of range.
+A line may end with CR and LF, a blank line is passed over, a file may begin with a byte order mark.
+What JSON leaves open is refused: keys that occur twice, and numbers that are out of range.
 """
 
 from __future__ import annotations
 
 import codecs
-import contextlib
-import fcntl
 import gzip
-import hashlib
 import json
 import math
-import os
 import re
-import time
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
-from mhc_model.errors import ConfigError, DataError
-from mhc_model.running import remove_if_empty
+from mhc_model.errors import DataError
+from mhc_model.files.whole import split_lines
 
 # Of a line of rows. A text of 64 MiB is as much as ten Bibles.
 LONGEST_ROW = 64 * 2**20
 DEEPEST_ROW = 100
-GONE_WITHIN_S = 2.0
 MOST_DIGITS = 300
 CHUNK = 1 << 20
 JSON_SPACE = b" \t\r\n"
 TEXTS = re.compile(rb'"(?:[^"\\]|\\.)*+"', re.DOTALL)
 BRACKETS = re.compile(rb"[\[\]{}]")
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Writes UTF-8 text under a temporary name and renames it: readers see the old or the new."""
-    replace_bytes(path, text.encode("utf-8"))
-
-
-def replace_bytes(path: Path, content: bytes) -> None:
-    """As `replace_text`."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)
-
-
-def replace_json(path: Path, value: Any) -> None:
-    """As `replace_text`, with a value as indented JSON."""
-    replace_text(path, json.dumps(value, indent=2) + "\n")
-
-
-def file_sha256(path: Path) -> str:
-    """Of the content, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def read_lines(path: Path) -> list[str]:
-    """Lines of a UTF-8 file without their ends. Only "\\n" ends a line: `str.splitlines` also
-    splits at U+0085, U+2028 and others, which JSON strings may contain as they are.
-
-    Raises:
-        OSError: if the file cannot be read.
-        UnicodeDecodeError: if it is not UTF-8, as where a character was cut off.
-    """
-    return [line.decode("utf-8") for line in split_lines(path.read_bytes())]
 
 
 def read_own_rows(path: Path) -> list[Any]:
@@ -86,11 +43,6 @@ def read_own_rows(path: Path) -> list[Any]:
         except RowFault as fault:
             raise DataError(f"{path} line {number} {fault}") from None
     return rows
-
-
-def split_lines(content: bytes) -> list[bytes]:
-    """Lines of a file's content without their ends; the last one may lack its end."""
-    return content.removesuffix(b"\n").split(b"\n") if content else []
 
 
 class RowFault(DataError):
@@ -188,8 +140,8 @@ class _Refused(Exception):
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
         raise _Refused(f"has the key {twice[:80]!r} twice")
     return found
 
@@ -214,53 +166,3 @@ def _depth(content: bytes) -> int:
         depth += 1 if bracket in (b"[", b"{") else -1
         deepest = max(deepest, depth)
     return deepest
-
-
-@contextmanager
-def locked_directory(directory: Path, taken: str | None) -> Iterator[None]:
-    """Makes a directory and keeps other processes that ask out of it. No file in it says so, and
-    the lock ends with the process. A directory that was made here and is empty at the end is
-    removed, with the parents that were made for it.
-
-    Args:
-        directory: on a disk of this machine, or a shared one: there the lock may hold among the
-            processes of one machine only.
-        taken: the error where another process is in it; None waits until it is out.
-
-    Raises:
-        ConfigError: with the text `taken`.
-        OSError: if the directory cannot be made, read or locked.
-    """
-    made = [path for path in (directory, *directory.parents) if not path.exists()]
-    descriptor = _open_locked(directory, taken)
-    remove_if_empty(made)  # if this process is ended
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):  # something is in it
-            for path in made:
-                path.rmdir()
-        os.close(descriptor)
-
-
-def _open_locked(directory: Path, taken: str | None) -> int:
-    # A command that was killed a moment ago may not be gone yet.
-    deadline = time.monotonic() + GONE_WITHIN_S
-    while True:
-        directory.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(directory, os.O_RDONLY)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if taken is None else fcntl.LOCK_NB))
-            # Whoever held it may have removed it: then the lock is on nothing.
-            if directory.exists() and os.path.samestat(os.fstat(descriptor), directory.stat()):
-                return descriptor
-        except BlockingIOError:
-            os.close(descriptor)
-            if time.monotonic() > deadline:
-                raise ConfigError(taken) from None
-            time.sleep(0.05)
-            continue
-        except BaseException:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)
