@@ -29,6 +29,7 @@ TABLE = {
     "ray job": "a cluster",
     "python -m serve": "runs above",
     "rl.ablate": "takes minutes; docs/ablation.md runs it",
+    "examples.study": "takes hours",
 }
 
 
@@ -95,6 +96,7 @@ def test_the_readmes_table_is_known():
         assert any(word in command for command in commands), word
 
 
+@pytest.mark.reading
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
