@@ -74,9 +74,13 @@ def test_a_server_open_to_all_without_keys_is_warned_of_once(
     check_settings(settings_of(checkpoint, port=free_port(), host="0.0.0.0"))
     assert capsys.readouterr().err.count("without API keys") == 1
     (tmp_path / "keys").write_text("key-number-1")
+    (tmp_path / "keys").chmod(0o600)
     keys = str(tmp_path / "keys")
     check_settings(settings_of(checkpoint, port=free_port(), host="0.0.0.0", api_keys_file=keys))
     assert capsys.readouterr().err == ""
+    (tmp_path / "keys").chmod(0o640)
+    check_settings(settings_of(checkpoint, port=free_port(), api_keys_file=keys))
+    assert "chmod 600" in capsys.readouterr().err
     (tmp_path / "keys").write_text("# none")
     with pytest.raises(ConfigError, match="no key"):
         check_settings(settings_of(checkpoint, port=free_port(), api_keys_file=keys))
