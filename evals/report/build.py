@@ -125,7 +125,7 @@ def _value(runs: Runs, label: str, task: str | None, metric: str) -> str:
         return NOT_MEASURED
     if task in (LATENCY, MEMORY):
         return _measurement(runs, one, task, metric)
-    entry = one.results["tasks"].get(task)
+    entry = runs.task(label, task)
     if entry is None:
         return NOT_MEASURED
     if metric == TOKENS:

@@ -89,10 +89,20 @@ class Runs:
 
     def evaluation(self, label: str) -> Evaluation | None:
         """The first evaluation with that label; if there is none, with words after it."""
-        labels = [one.label for one in self.evaluations]
-        found = [i for i, own in enumerate(labels) if own == label]
-        found += [i for i, own in enumerate(labels) if without_words(own) == label]
-        return self.evaluations[found[0]] if found else None
+        return next(iter(self.labelled(label)), None)
+
+    def labelled(self, label: str) -> list[Evaluation]:
+        """All evaluations with that label, then those with words after it."""
+        own = [one for one in self.evaluations if one.label == label]
+        told = [one for one in self.evaluations if without_words(one.label) == label]
+        return own + [one for one in told if one not in own]
+
+    def task(self, label: str, task: str) -> dict[str, Any] | None:
+        """A task's entry of the first evaluation of that model and gates that has it."""
+        first = self.evaluation(label)
+        same = [one for one in self.labelled(label) if first and one.label == first.label]
+        found = (one.results["tasks"].get(task) for one in same)
+        return next((entry for entry in found if entry is not None), None)
 
     def fixed(self) -> dict[float, Evaluation]:
         """Evaluations with one number as gate."""
