@@ -15,7 +15,7 @@ import yaml
 
 from evals.__main__ import main
 from evals.report.__main__ import main as report_main
-from evals.report.runs import find_runs
+from evals.report.runs import LEARNED_GATES, find_runs
 from mhc_model.config import PolicyConfig
 from mhc_model.policy import GatePolicy
 
@@ -141,6 +141,24 @@ def test_runs_that_cannot_be_compared_are_said_to_be(runs, checkpoints, tmp_path
     out = tmp_path / "report"
     assert report_main([str(tmp_path), "--out", str(out), "--device", "cpu"]) == 0
     assert "are not compared: gsm8k of baseline" in (out / "report.md").read_text()
+
+
+def test_a_task_comes_from_whichever_evaluation_has_it(runs, tmp_path):
+    shutil.copytree(runs / "evals-mhc", tmp_path / "evals-mhc")
+    whole = json.loads((runs / "evals-mhc" / "results.json").read_text())
+    entry = {**whole["tasks"]["gsm8k"], "n_shot": 8, "n": 4}
+    for name, tasks, gates in (
+        ("evals-other-gates", {"gsm8k_8shot": {**entry, "n": 2}}, "0.5"),
+        ("evals-others", {"gsm8k_8shot": entry, "gsm8k": entry}, "learned"),
+    ):
+        settings = {**whole["settings"], "gates": gates}
+        (tmp_path / name).mkdir()
+        content = {**whole, "tasks": tasks, "settings": settings}
+        (tmp_path / name / "results.json").write_text(json.dumps(content))
+    found = find_runs([str(tmp_path)])
+    assert found.task(LEARNED_GATES, "gsm8k") == whole["tasks"]["gsm8k"]
+    assert found.task(LEARNED_GATES, "gsm8k_8shot") == entry
+    assert found.task(LEARNED_GATES, "hellaswag") is None
 
 
 def test_errors(tmp_path, capsys):
