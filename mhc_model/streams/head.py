@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mhc_model.config import MHCConfig
 from mhc_model.streams import kernels
+from mhc_model.streams.projections import reset_projections
 
 
 class StreamHead(nn.Module):
@@ -43,13 +44,8 @@ class StreamHead(nn.Module):
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Initial values; only `fn` can be random."""
         self.base.copy_(self.initial_base().to(self.base.device))
-        if self.fn is None or self.scale is None:
-            return
-        if self.config.projection_std > 0.0:
-            self.fn.normal_(0.0, self.config.projection_std, generator=generator)
-        else:
-            self.fn.zero_()
-        self.scale.fill_(self.config.initial_scale(len(self.fn) // self.config.n_streams))
+        if self.fn is not None and self.scale is not None:
+            reset_projections(self.fn, self.scale, self.config, generator)
 
     def initial_base(self) -> Tensor:
         """(n,) float32, with which the sum is the mean: sigmoid(-log(n - 1)) = 1 / n."""

@@ -76,3 +76,15 @@ def kronecker(logits: Tensor) -> Tensor:
         entries = (entries[..., :, None] * factor[..., None, :]).flatten(-2)
     index = torch.arange(entries.shape[-1], device=logits.device)
     return entries[..., index[:, None] ^ index]
+
+
+@torch.no_grad()
+def reset_projections(
+    fn: Tensor, scale: Tensor, config: MHCConfig, generator: torch.Generator | None
+) -> None:
+    """Fills phi (n * c, k) and the strengths (any number of them) with their initial values."""
+    if config.projection_std > 0.0:
+        fn.normal_(0.0, config.projection_std, generator=generator)
+    else:
+        fn.zero_()
+    scale.fill_(config.initial_scale(len(fn) // config.n_streams))
