@@ -158,6 +158,7 @@ def test_a_task_comes_from_whichever_evaluation_has_it(runs, tmp_path):
     found = find_runs([str(tmp_path)])
     assert found.task(LEARNED_GATES, "gsm8k") == whole["tasks"]["gsm8k"]
     assert found.task(LEARNED_GATES, "gsm8k_8shot") == entry
+    assert found.task("mHC, gates 0.5", "gsm8k_8shot") == {**entry, "n": 2}
     assert found.task(LEARNED_GATES, "hellaswag") is None
 
 
